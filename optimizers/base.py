@@ -1,0 +1,264 @@
+r"""
+---
+title: The base of every optimizer
+summary: Parameter groups, state, weight decay and the step, so that a rule is only its maths.
+---
+
+# The base of every optimizer
+
+A rule of this package says how *one* parameter moves. Everything else is here, once: parameter groups and their
+checks, state and its checkpoints, weight decay, the count of steps, closures and hooks. Who runs the rule, one
+tensor at a time or as one kernel over all of them, is decided in [`optimizers.engines`](engines/index.html). The rule
+cannot tell, and need not care.
+
+## The contract
+
+A rule overrides two methods:
+
+* `init_state(state, group, param)` fills the state of a new parameter. It gets a real tensor.
+* `step_param(state, group, grad, param)` moves the parameter. It may be given a tensor, a list of tensors, or a value
+  that only writes down what is done to it. So it must not look at the values of tensors (`if grad.sum() > 0`), and it
+  must not write through `grad`. Numbers may be used freely: `state["step"]` is the number $t$, and all that is in `group`
+  are numbers too.
+
+The count is the base's: when a rule runs, `state["step"]` is already $t$. (A rule's own `state["step"] += 1`, as labml's
+pages have it, changes nothing.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from optimizers.engines.state import adopt_state
+from optimizers.engines.stepper import Stepper
+from optimizers.weight_decay import WeightDecay
+
+_profiler_enabled: Callable[[], bool] = torch._C._autograd._profiler_enabled
+_global_pre_hooks = torch_optimizer._global_optimizer_pre_hooks
+_global_post_hooks = torch_optimizer._global_optimizer_post_hooks
+
+
+class GenericAdaptiveOptimizer(Optimizer):
+    r"""
+    ## The base class
+
+    * `params` are tensors, named tensors or parameter groups, as for any `torch.optim` optimizer.
+    * `defaults` are the hyper-parameters of the rule. The dictionary is copied.
+    * `lr` is $\alpha \ge 0$, a number or a tensor of one element; `betas` and `eps` are for the rules that have them.
+    """
+
+    #: The entries of a state that are one number per parameter: tensors outside, Python numbers inside a rule.
+    scalar_state: ClassVar[tuple[str, ...]] = ("step",)
+
+    #: What to say to a sparse gradient; None where the rule can take one.
+    sparse_error: ClassVar[str | None] = "This optimizer does not support sparse gradients"
+
+    #: The mode of a decay is in the group, so one object serves all.
+    weight_decay: ClassVar[WeightDecay] = WeightDecay()
+
+    _overrides_step: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__:
+            cls._overrides_step = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        lr: float | Tensor,
+        betas: tuple[float | Tensor, float | Tensor] | None = None,
+        eps: float | None = None,
+    ) -> None:
+        defaults = {"lr": lr, **self.decay_defaults(0.0), **defaults}
+        for option in ("maximize", "capturable", "differentiable"):
+            defaults.setdefault(option, False)
+        for option in ("foreach", "fused"):
+            defaults.setdefault(option, None)
+        if betas is not None:
+            defaults["betas"] = betas
+        if eps is not None:
+            defaults["eps"] = eps
+        self.check_group(defaults)
+        if betas is not None:
+            # A pair, whatever was given: OneCycleLR takes it apart.
+            defaults["betas"] = tuple(betas)
+        self._stepper = Stepper()
+        super().__init__(params, defaults)
+        self._step_supports_amp_scaling = bool(defaults["fused"])
+
+    @staticmethod
+    def decay_defaults(
+        weight_decay: float | Tensor | WeightDecay, decoupled_weight_decay: bool = False
+    ) -> dict[str, Any]:
+        """### The decay that `weight_decay` stands for, as keys of a group"""
+        if isinstance(weight_decay, WeightDecay):
+            return weight_decay.defaults()
+        return WeightDecay(weight_decay, decoupled_weight_decay).defaults()  # type: ignore[arg-type]
+
+    # ## Parameter groups
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """
+        ### What the hyper-parameters of a group must satisfy
+
+        A rule adds its own. Raises `ValueError` in torch's words where torch checks the same.
+        """
+        lr, weight_decay, betas, eps = (group.get(k) for k in ("lr", "weight_decay", "betas", "eps"))
+        if isinstance(lr, Tensor):
+            if lr.numel() != 1:
+                raise ValueError("Tensor lr must be 1-element")
+            if betas is not None and group["foreach"] and not group["capturable"]:
+                raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        if lr is None or not 0.0 <= lr:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if eps is not None and not 0.0 <= eps:
+            raise ValueError(f"Invalid epsilon value: {eps}")
+        if betas is not None:
+            _check_betas(betas, tensors_allowed=bool(group["capturable"] or not group["foreach"]))
+        if isinstance(weight_decay, WeightDecay) or weight_decay is None or not 0.0 <= weight_decay:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        self._check_readers(group)
+
+    @staticmethod
+    def _check_readers(group: dict[str, Any]) -> None:
+        """### Which ways of running a rule exclude each other, or are not there yet"""
+        if group["fused"] and group["differentiable"]:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if group["fused"] and group["foreach"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        for option in ("capturable", "differentiable"):
+            if group[option]:
+                raise NotImplementedError(f"{option}=True has no reader yet. Leave it out, or use torch.optim's class")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """
+        ### Add a parameter group
+
+        As in torch, but the group's own values are checked too, a [`WeightDecay`](weight_decay.html) may be
+        given in it, and the caller's dictionary stays as it is.
+        """
+        if isinstance(param_group, dict):
+            param_group = dict(param_group)
+            if isinstance(param_group.get("weight_decay"), WeightDecay):
+                param_group.update(param_group["weight_decay"].defaults())
+            self.check_group({**self.defaults, **param_group})
+            if "betas" in param_group:
+                param_group["betas"] = tuple(param_group["betas"])
+        super().add_param_group(param_group)
+
+    # ## The rule
+
+    def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
+        """### Fill the state of a new parameter. A rule without state leaves this as it is."""
+
+    def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
+        """### Move a parameter. Every rule overrides this."""
+        raise NotImplementedError(f"{type(self).__name__} must override step_param(state, group, grad, param)")
+
+    def update_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
+        """### What every reader runs: the sign of the objective, the decay, then the rule"""
+        if group["maximize"]:
+            # $$g_t \leftarrow -g_t$$
+            grad = grad.neg()
+        grad = self.weight_decay(param, grad, group)
+        self.step_param(state, group, grad, param)
+
+    # ## The step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """
+        ### Perform a single optimization step
+
+        `closure` reevaluates the model and returns the loss, which is returned. Subclasses don't override this.
+        """
+        # torch enters a profiler range and looks for hooks at every step, which takes longer than a small step.
+        # Look first: without a profiler and without hooks there is nothing to enter.
+        if (
+            _profiler_enabled()
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_pre_hooks
+            or _global_post_hooks
+        ) and not self._overrides_step:
+            return self._observed_step() if closure is None else self._observed_step(closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._stepper.step(self)
+        return loss
+
+    _observed_step = Optimizer.profile_hook_step(_step)
+
+    # ## Checkpoints
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        ### Load a state dict, of this class or of the torch class of the same name
+
+        State keeps the dtype that it was saved with. (torch casts it to that of the parameter, so float32
+        moments of a bfloat16 parameter lose their digits and the resumed run drifts.)
+        """
+        saved: dict[str, Any] = {}
+        # Registered last, so it sees what the user's hooks made of the state dict.
+        handle = self.register_load_state_dict_pre_hook(lambda _, final: saved.update(final))
+        self._loading: dict[str, Any] | None = saved
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            self._loading = None
+            handle.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """
+        ### Take over a loaded state
+
+        Group keys that an older checkpoint lacks are filled in. An absent switch was off.
+        """
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, default in self.defaults.items():
+                group.setdefault(key, False if isinstance(default, bool) else default)
+            if "betas" in group:
+                group["betas"] = tuple(group["betas"])
+        adopt_state(self, getattr(self, "_loading", None))
+        self._loading = None
+        self._stepper = Stepper()
+        self._step_supports_amp_scaling = bool(self.defaults.get("fused"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """### What is pickled and deep-copied: torch's part, and what a subclass keeps in public attributes"""
+        own = {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}
+        return {**own, **super().__getstate__()}
+
+
+def _check_betas(betas: Any, tensors_allowed: bool) -> None:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be a pair of numbers in [0, 1). Received: {betas!r}")
+    for index, beta in enumerate(betas):
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+    kinds = [isinstance(beta, Tensor) for beta in betas]
+    if kinds[0] != kinds[1] or not all(isinstance(beta, (float, Tensor)) for beta in betas):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for index, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            if not tensors_allowed:
+                raise ValueError(
+                    f"betas[{index}] as a Tensor is not supported for capturable=False and foreach=True"
+                )
+            if beta.numel() != 1:
+                raise ValueError(f"Tensor betas[{index}] must be 1-element")

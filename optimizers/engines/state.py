@@ -1,0 +1,121 @@
+"""
+---
+title: State
+summary: What a rule sees as its state, and what the world sees.
+---
+
+# State
+
+Outside, the state of a parameter is torch's: tensors, of which `step` is a 0-dim float32 tensor on the CPU. Inside a
+rule the scalars are Python numbers, and the tensors have one dtype, that of the computation. This page translates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Where arithmetic is done, for parameters whose own dtype is too coarse: with `eps=1e-8` and a zero gradient, Adam in
+#: plain float16 is 0/0.
+COMPUTE_DTYPE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+class StateView(dict[str, Any]):
+    """
+    ## The state as a rule sees it
+
+    `step` is counted by the engine. A rule that counts by itself, as labml's do, writes what is already there.
+    """
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name != "step":
+            super().__setitem__(name, value)
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of one number: of the real and the imaginary part, where there are both."""
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def compute_dtype(param: Tensor) -> torch.dtype:
+    """The dtype in which the rule of `param` is computed."""
+    real = real_dtype(param.dtype)
+    return COMPUTE_DTYPE.get(real, real)
+
+
+def group_numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """A group as a rule sees it: a learning rate (or anything else) given as a one-element tensor is a number."""
+    return {name: _number(value) for name, value in group.items() if name != "params"}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item()
+    if isinstance(value, tuple):
+        return tuple(_number(v) for v in value)
+    return value
+
+
+def scalar_tensor(value: Any) -> Tensor:
+    """A number as the world sees it, torch's form of a step count: a new float32 0-dim tensor on the CPU."""
+    if isinstance(value, Tensor):
+        value = value.item()
+    return torch.tensor(float(value), dtype=torch.float32)
+
+
+def new_state(rule: Any, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
+    """The state that a rule gives to a parameter before its first step."""
+    state: dict[str, Any] = {}
+    rule.init_state(state, group, param)
+    for name in rule.scalar_state:
+        if name in state:
+            state[name] = scalar_tensor(state[name])
+    return state
+
+
+def adopt_state(rule: Any, saved: dict[str, Any] | None) -> None:
+    """
+    ## Make loaded state the optimizer's own
+
+    Scalars become what `scalar_tensor` gives, whatever an older checkpoint has. With `saved`, the state dict that
+    was loaded, tensors get the dtype back that they were saved with, and share no memory with it.
+    """
+    params = [p for group in rule.param_groups for p in group["params"]]
+    sources = _saved_by_param(params, saved) if saved is not None else {}
+    for param in params:
+        state = rule.state.get(param)
+        if not state:
+            continue
+        source = sources.get(id(param), {})
+        for name, value in state.items():
+            if name in rule.scalar_state:
+                state[name] = scalar_tensor(value)
+            elif isinstance(source.get(name), Tensor):
+                state[name] = source[name].detach().to(device=param.device, copy=True)
+    _check_shapes(rule)
+
+
+def _saved_by_param(params: list[Tensor], saved: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    indices = [i for group in saved["param_groups"] for i in group["params"]]
+    return {id(p): saved["state"][i] for p, i in zip(params, indices, strict=True) if i in saved["state"]}
+
+
+def _check_shapes(rule: Any) -> None:
+    """A checkpoint of another model must not be found out in the middle of a step."""
+    for number, group in enumerate(rule.param_groups):
+        for param in group["params"]:
+            state = rule.state.get(param) or {}
+            moments = [v for k, v in state.items() if isinstance(v, Tensor) and k not in rule.scalar_state]
+            if not moments:
+                continue
+            expected: dict[str, Any] = {}
+            rule.init_state(expected, group, torch.empty_like(param, device="meta"))
+            for name, value in state.items():
+                like = expected.get(name)
+                if isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape != like.shape:
+                    raise ValueError(
+                        f"the loaded state {name!r} has shape {tuple(value.shape)}, but its parameter in group {number} "
+                        f"needs {tuple(like.shape)}. The checkpoint is of another model, or the parameters are in another order"
+                    )
