@@ -134,9 +134,7 @@ class Adam(GenericAdaptiveOptimizer):
         lr: float = group["lr"]
         return lr
 
-    def adam_update(
-        self, state: dict[str, Any], group: dict[str, Any], param: Tensor, m: Tensor, v: Tensor
-    ) -> None:
+    def adam_update(self, state: dict[str, Any], group: dict[str, Any], param: Tensor, m: Tensor, v: Tensor) -> None:
         r"""### The update of $\theta$ from $m_t$ and $v_t$"""
         beta1, beta2 = group["betas"]
         # $1 - \beta_1^t$ and $1 - \beta_2^t$

@@ -6,23 +6,23 @@ summary: Parameter groups, state, weight decay and the step, so that a rule is o
 
 # The base of every optimizer
 
-A rule of this package says how *one* parameter moves. Everything else is here, once: parameter groups and their
-checks, state and its checkpoints, weight decay, the count of steps, closures and hooks. Who runs the rule, one
-tensor at a time or as one kernel over all of them, is decided in [`optimizers.engines`](engines/index.html). The rule
-cannot tell, and need not care.
+A rule of this package says how *one* parameter moves. Everything else is here, once: parameter groups and
+their checks, state and its checkpoints, weight decay, the count of steps, closures and hooks. Who runs the
+rule, one tensor at a time or as one kernel over all of them, is decided in the
+[engines](engines/index.html). The rule cannot tell, and need not care.
 
 ## The contract
 
 A rule overrides two methods:
 
 * `init_state(state, group, param)` fills the state of a new parameter. It gets a real tensor.
-* `step_param(state, group, grad, param)` moves the parameter. It may be given a tensor, a list of tensors, or a value
-  that only writes down what is done to it. So it must not look at the values of tensors (`if grad.sum() > 0`), and it
-  must not write through `grad`. Numbers may be used freely: `state["step"]` is the number $t$, and all that is in `group`
-  are numbers too.
+* `step_param(state, group, grad, param)` moves the parameter. It may be given a tensor, a list of tensors, or
+  a value that only writes down what is done to it. So it must not look at the values of tensors
+  (`if grad.sum() > 0`), and it must not write through `grad`. Numbers may be used freely: `state["step"]` is
+  the number $t$, and a learning rate in `group` is a number too.
 
-The count is the base's: when a rule runs, `state["step"]` is already $t$. (A rule's own `state["step"] += 1`, as labml's
-pages have it, changes nothing.)
+The count is the base's: when a rule runs, `state["step"]` is already $t$. (A rule's own
+`state["step"] += 1`, as labml's pages have it, changes nothing.)
 """
 
 from __future__ import annotations
@@ -257,8 +257,6 @@ def _check_betas(betas: Any, tensors_allowed: bool) -> None:
     for index, beta in enumerate(betas):
         if isinstance(beta, Tensor):
             if not tensors_allowed:
-                raise ValueError(
-                    f"betas[{index}] as a Tensor is not supported for capturable=False and foreach=True"
-                )
+                raise ValueError(f"betas[{index}] as a Tensor is not supported for capturable=False and foreach=True")
             if beta.numel() != 1:
                 raise ValueError(f"Tensor betas[{index}] must be 1-element")

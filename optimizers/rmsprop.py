@@ -108,7 +108,8 @@ class RMSprop(GenericAdaptiveOptimizer):
 
     def get_rms(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor) -> Tensor:
         """### The size of the gradient, a root of the mean square"""
-        rho, v = group["alpha"], state["square_avg"]
+        rho = group["alpha"]
+        v: Tensor = state["square_avg"]
         # $$v_t \leftarrow \rho\, v_{t-1} + (1 - \rho)\, g_t^2$$
         v.mul_(rho).addcmul_(grad, grad, value=1 - rho)
         if not group["centered"]:

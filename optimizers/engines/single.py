@@ -20,11 +20,11 @@ from torch import Tensor
 from optimizers.engines.state import StateView, compute_dtype
 
 
-def step_one(rule: Any, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+def step_one(rule: Any, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
     """
     ## Move one parameter by the rule
 
-    `group` holds numbers; `param.grad` is there. What the rule assigns to the state is kept in `state`.
+    `group` holds numbers. What the rule assigns to the state is kept in `state`.
     """
     dtype = compute_dtype(param)
     view = StateView()
@@ -35,7 +35,7 @@ def step_one(rule: Any, group: dict[str, Any], param: Tensor, state: dict[str, A
         else:
             view[name] = lift(value, dtype) if isinstance(value, Tensor) else value
     given = dict(view)
-    theta, grad = lift(param, dtype), lift(param.grad, dtype)
+    theta, grad = lift(param, dtype), lift(grad, dtype)
     rule.update_param(view, group, grad, theta)
     lower(param, theta)
     for name, value in view.items():
@@ -49,7 +49,7 @@ def step_one(rule: Any, group: dict[str, Any], param: Tensor, state: dict[str, A
             state[name] = _own(value, param, (grad, theta, *given.values()))
 
 
-def lift(tensor: Any, dtype: torch.dtype) -> Tensor:
+def lift(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor as the rule computes with it: real, and in the dtype of the computation."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())

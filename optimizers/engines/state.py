@@ -116,6 +116,7 @@ def _check_shapes(rule: Any) -> None:
                 like = expected.get(name)
                 if isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape != like.shape:
                     raise ValueError(
-                        f"the loaded state {name!r} has shape {tuple(value.shape)}, but its parameter in group {number} "
-                        f"needs {tuple(like.shape)}. The checkpoint is of another model, or the parameters are in another order"
+                        f"loaded state {name!r} is of shape {tuple(value.shape)}, but its parameter in group {number} "
+                        f"needs {tuple(like.shape)}. The checkpoint is of another model, or the parameters "
+                        "are in another order"
                     )

@@ -31,6 +31,6 @@ class Stepper:
             state = rule.state.get(param)
             states.append(state if state else new_state(rule, group, param))
         for (group, param), state in zip(with_grad, states, strict=True):
-            step_one(rule, group_numbers(group), param, state)
+            step_one(rule, group_numbers(group), param, param.grad, state)
             if state:
                 rule.state[param] = state
