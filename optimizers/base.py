@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from optimizers.engines.report import Report
 from optimizers.engines.state import adopt_state
 from optimizers.engines.stepper import Stepper
 from optimizers.weight_decay import WeightDecay
@@ -168,7 +169,8 @@ class GenericAdaptiveOptimizer(Optimizer):
         if group["maximize"]:
             # $$g_t \leftarrow -g_t$$
             grad = grad.neg()
-        grad = self.weight_decay(param, grad, group)
+        if group["weight_decay"] != 0:
+            grad = self.weight_decay(param, grad, group)
         self.step_param(state, group, grad, param)
 
     # ## The step
@@ -202,6 +204,21 @@ class GenericAdaptiveOptimizer(Optimizer):
         return loss
 
     _observed_step = Optimizer.profile_hook_step(_step)
+
+    # ## Looking inside
+
+    def explain(self) -> Report:
+        """
+        ### Which reader runs this optimizer, and why
+
+        A report that prints as a table: the reader, cohorts, tensors, elements, launches and kernel, and what keeps
+        them from being fused. Before the first step every parameter counts as having a gradient.
+        """
+        return self._stepper.explain(self)
+
+    def kernel_source(self) -> str:
+        """### The source of the kernels that run this optimizer, or nothing where none does"""
+        return self._stepper.kernel_source(self)
 
     # ## Checkpoints
 

@@ -69,8 +69,6 @@ class WeightDecay:
         `param` and `grad` have the same shape; `group` holds the mode. The given `grad` is never written.
         """
         weight_decay, lr = group["weight_decay"], group["lr"]
-        if weight_decay == 0:
-            return grad
         if not group["decoupled_weight_decay"]:
             # $$g_t \leftarrow g_t + \lambda \theta_{t-1}$$
             return grad.add(param, alpha=weight_decay)

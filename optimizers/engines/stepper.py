@@ -1,36 +1,207 @@
 """
 ---
 title: The stepper
-summary: Who steps, and which reader runs the rule.
+summary: Who steps, which reader runs the rule, and why.
 ---
 
 # The stepper
+
+A plan says which reader runs the rule for which cohorts. It is made at the first step and holds until something
+changes: a gradient goes missing, a parameter is added, a state is loaded. At each step first every job makes itself
+ready, which writes nothing; only then do they run. So a step that can't be done is not done by half.
 """
 
 from __future__ import annotations
 
+import logging
+from operator import is_
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from optimizers.engines.single import step_one
-from optimizers.engines.state import group_numbers, new_state
+from optimizers.engines.cohort import Cohort, Counts, adopt, gather, wish
+from optimizers.engines.compiler import NoCompiler
+from optimizers.engines.eager import step_foreach, step_single
+from optimizers.engines.fused import FusedJob
+from optimizers.engines.recorder import Tape, Unrecordable
+from optimizers.engines.report import Report, report_of
+from optimizers.engines.state import group_numbers
+
+_log = logging.getLogger("optimizers")
+
+
+class EagerJob:
+    """## A cohort that the single or the foreach reader steps"""
+
+    def __init__(self, rule: Any, cohort: Cohort, reader: str, reason: str) -> None:
+        self.cohorts, self.cohort, self.reader, self.reason = [cohort], cohort, reader, reason
+        self._entries = len(cohort.states[0])
+        self._counts: Counts | None = None
+        self._scale: float | None = None
+        self._wish = wish(rule, cohort)
+
+    def ready(self, rule: Any, scale: float | None) -> bool:
+        """### False if something is not as it was"""
+        if self._counts is None:
+            self._counts = Counts(self.cohort)
+        if any(p.grad is None or p.grad.is_sparse != self.cohort.sparse for p in self.cohort.params):
+            return False
+        if self.reader == "foreach":
+            read_once(rule, self.cohort)
+        self._scale = scale
+        return self._counts.unchanged() and wish(rule, self.cohort) == self._wish
+
+    def run(self, rule: Any) -> bool:
+        """### Step. False if the plan must be made anew, because the states have new entries"""
+        assert self._counts is not None
+        step = step_foreach if self.reader == "foreach" else step_single
+        with torch.no_grad():
+            self._counts.advance(step(rule, self.cohort, self._scale))
+        adopt(rule, self.cohorts)
+        return len(self.cohort.states[0]) == self._entries
+
+
+def read_once(rule: Any, cohort: Cohort) -> None:
+    """
+    ### Read the rule for nothing but to see that it keeps to the vocabulary
+
+    Lists have the vocabulary of the kernels. Raises `Unrecordable`, before anything has moved.
+    """
+    tape = Tape(("param", "grad", *cohort.names))
+    state = tape.state({**cohort.others, **cohort.next_scalars()})
+    rule.update_param(state, group_numbers(rule.param_groups[cohort.group]), tape.grad, tape.param)
+
+
+class Plan:
+    """## What a step does"""
+
+    def __init__(self, rule: Any, jobs: list[FusedJob | EagerJob]) -> None:
+        self.jobs = jobs
+        self._params = [p for g in rule.param_groups for p in g["params"]]
+        stepping = {id(p) for job in jobs for cohort in job.cohorts for p in cohort.params}
+        self._idle = [p for p in self._params if id(p) not in stepping]
+        self._states = list(rule.state.values())
+
+    def ready(self, rule: Any, scale: float | None) -> bool:
+        """### Whether the same parameters step as before; every job is then prepared"""
+        groups = rule.param_groups
+        params = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
+        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+            return False
+        if self._idle and any(p.grad is not None for p in self._idle):
+            return False
+        states = rule.state.values()
+        if len(states) != len(self._states) or not all(map(is_, states, self._states)):
+            return False
+        # No `all(...)` here and below: making a generator takes as long as looking at a parameter.
+        for job in self.jobs:
+            if not job.ready(rule, scale):
+                return False
+        return True
 
 
 class Stepper:
     """## What an optimizer hands its step to"""
 
-    @torch.no_grad()
+    def __init__(self) -> None:
+        self._plan: Plan | None = None
+        # Readings of the rule, kept from plan to plan.
+        self._tapes: dict[Any, Tape] = {}
+        self._told: set[str] = set()
+
     def step(self, rule: Any) -> None:
-        """Move every parameter that has a gradient. Wrong gradients are refused before anything moves."""
-        with_grad = [(g, p) for g in rule.param_groups for p in g["params"] if p.grad is not None]
-        if rule.sparse_error and any(p.grad.is_sparse for _, p in with_grad):
-            raise RuntimeError(rule.sparse_error)
-        states = []
-        for group, param in with_grad:
-            state = rule.state.get(param)
-            states.append(state if state else new_state(rule, group, param))
-        for (group, param), state in zip(with_grad, states, strict=True):
-            step_one(rule, group_numbers(group), param, param.grad, state)
-            if state:
-                rule.state[param] = state
+        """
+        ### Move every parameter that has a gradient
+
+        torch's `GradScaler` sets `grad_scale` and `found_inf` on an optimizer that says it can do with them. A step
+        with an infinite gradient is not done at all.
+        """
+        scale: float | None = None
+        if rule._step_supports_amp_scaling:
+            found_inf: Tensor | None = getattr(rule, "found_inf", None)
+            if found_inf is not None and found_inf.item():
+                return
+            grad_scale: Tensor | None = getattr(rule, "grad_scale", None)
+            scale = None if grad_scale is None else float(grad_scale.item())
+        plan = self._plan
+        if plan is None or not _is_ready(plan, rule, scale):
+            self._plan = None
+            plan = self._make(rule, scale)
+            if not plan.ready(rule, scale):
+                raise RuntimeError("the parameters, gradients or states changed while the step was prepared")
+        kept = [job.run(rule) for job in plan.jobs]
+        self._plan = plan if all(kept) else None
+
+    @torch.no_grad()
+    def _make(self, rule: Any, scale: float | None = None, dry: bool = False) -> Plan:
+        """### Look at everything, and choose a reader for each cohort"""
+        cohorts = gather(rule, dry)
+        if not dry:
+            adopt(rule, cohorts)
+        jobs: list[FusedJob | EagerJob] = []
+        for together in _together(rule, cohorts):
+            group, reason = rule.param_groups[together[0].group], _unwanted(rule.param_groups[together[0].group])
+            reason = reason or together[0].obstacle
+            if not reason:
+                try:
+                    jobs.append(FusedJob(rule, together, self._tapes, scale, dry))
+                    continue
+                except (Unrecordable, NoCompiler) as error:
+                    reason = str(error)
+            if group["fused"]:
+                raise RuntimeError(
+                    f"fused=True can't be had: {reason}. Leave `fused` out and the fastest reader that works is taken"
+                )
+            jobs += [self._eager(rule, cohort, reason) for cohort in together]
+        return Plan(rule, jobs)
+
+    def _eager(self, rule: Any, cohort: Cohort, reason: str) -> EagerJob:
+        group, reader = rule.param_groups[cohort.group], "single"
+        if group["foreach"] is not False and not cohort.sparse and not cohort.shared:
+            try:
+                read_once(rule, cohort)
+                reader = "foreach"
+            except Unrecordable as error:
+                reason = str(error)
+        if reason not in (_unwanted(group), *self._told):
+            self._told.add(reason)
+            _log.warning("%s steps by the %s reader: %s", type(rule).__name__, reader, reason)
+        return EagerJob(rule, cohort, reader, reason)
+
+    # ## Looking
+
+    def _plan_to_show(self, rule: Any) -> Plan:
+        return self._plan or self._make(rule, dry=True)
+
+    def explain(self, rule: Any) -> Report:
+        """### Which reader runs what, and why"""
+        return report_of(type(rule).__name__, self._plan_to_show(rule).jobs)
+
+    def kernel_source(self, rule: Any) -> str:
+        """### The source of every kernel in use"""
+        jobs = self._plan_to_show(rule).jobs
+        sources = dict.fromkeys(launch.source for job in jobs if isinstance(job, FusedJob) for launch in job.launches)
+        return "\n".join(sources)
+
+
+def _is_ready(plan: Plan, rule: Any, scale: float | None) -> bool:
+    try:
+        return plan.ready(rule, scale)
+    except (Unrecordable, NoCompiler):
+        return False
+
+
+def _unwanted(group: dict[str, Any]) -> str:
+    """Why a group is not for kernels by its own wish, or nothing."""
+    if group["fused"] is False:
+        return "fused=False"
+    return "foreach=True" if group["foreach"] and not group["fused"] else ""
+
+
+def _together(rule: Any, cohorts: list[Cohort]) -> list[list[Cohort]]:
+    """Cohorts that one job may take: of the same kind and with the same wishes."""
+    kinds: dict[Any, list[Cohort]] = {}
+    for cohort in cohorts:
+        kinds.setdefault((cohort.kind, wish(rule, cohort)), []).append(cohort)
+    return list(kinds.values())

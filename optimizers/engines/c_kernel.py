@@ -1,0 +1,255 @@
+r"""
+---
+title: The C back end
+summary: A program printed as C - one loop over all elements of all tensors.
+---
+
+# The C back end
+
+A program is a list of operations on numbered values. Printed as C, each operation is one line, and the whole is the
+body of one loop: every element is read once, moved, and written once. So the time of a step is the time to stream the
+tensors through the processor, and nothing is allocated.
+
+The formulas are those of torch's own operators, rounding included, with one exception: division by a number is
+multiplication by its reciprocal, which is several times faster and may differ in the last bit. Numbers come as
+float64 and are rounded once. No operation is contracted or reordered by the compiler, so that an element gets the
+same bits wherever it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from optimizers.engines.recorder import Program, Step, Unrecordable
+
+#: How an element of each dtype is kept in memory.
+STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+# `{0}`, `{1}`, ... are operands. `{r1}` is the reciprocal of operand 1, where that is a number.
+_FORMULAS = {
+    "copy": "{0}",
+    "set": "{1}",
+    "add": "{0} + {1}",
+    "add_scaled": "FMA({2}, {1}, {0})",
+    "sub": "{0} - {1}",
+    "sub_scaled": "FMA(-{2}, {1}, {0})",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "div_number": "{0} * {r1}",
+    "pow": "POW({0}, {1})",
+    "maximum": "({0} > {1} || {0} != {0}) ? {0} : {1}",
+    "minimum": "({0} < {1} || {0} != {0}) ? {0} : {1}",
+    "addcmul": "FMA({1}, {2}, {0})",
+    "addcmul_scaled": "FMA({3} * {1}, {2}, {0})",
+    "addcdiv": "{0} + {1} / {2}",
+    "addcdiv_scaled": "{0} + {3} * {1} / {2}",
+    "lerp": "LERP({0}, {1}, {2})",
+    "clamp": "({0} < {1}) ? {1} : ({0} > {2}) ? {2} : {0}",
+    "clamp_min": "({0} < {1}) ? {1} : {0}",
+    "clamp_max": "({0} > {1}) ? {1} : {0}",
+    "sqrt": "SQRT({0})",
+    "rsqrt": "1 / SQRT({0})",
+    "reciprocal": "1 / {0}",
+    "square": "{0} * {0}",
+    "abs": "ABS({0})",
+    "sign": "(real)(({0} > 0) - ({0} < 0))",
+    "neg": "-{0}",
+    "exp": "EXP({0})",
+    "log": "LOG({0})",
+    "tanh": "TANH({0})",
+    "lt": "(real)({0} < {1})",
+    "le": "(real)({0} <= {1})",
+    "gt": "(real)({0} > {1})",
+    "ge": "(real)({0} >= {1})",
+    "eq": "(real)({0} == {1})",
+    "ne": "(real)({0} != {1})",
+    "where": "({0} != 0) ? {1} : {2}",
+}
+
+_PROLOGUE = """\
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef {real} real;
+#define SQRT sqrt{f}
+#define ABS fabs{f}
+#define EXP exp{f}
+#define LOG log{f}
+#define TANH tanh{f}
+#define POW pow{f}
+#ifdef FP_FAST_FMA{F}
+#define FMA fma{f}
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#define LERP(a, b, w) ((ABS(w) < (real)0.5) ? FMA(w, (b) - (a), a) : FMA(-((b) - (a)), 1 - (w), b))
+"""
+
+_BFLOAT16 = """
+typedef uint16_t bfloat16;
+static inline float load_bfloat16(bfloat16 half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline bfloat16 store_bfloat16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bfloat16)(value != value ? 0x7fc0 : rounded);
+}
+"""
+
+_FLOAT16 = """
+typedef _Float16 float16;
+static inline float load_float16(float16 half) { return (float)half; }
+static inline float16 store_float16(float value) { return (float16)value; }
+"""
+
+# The launch is laid out by `fused.Arguments`. `tables[slot * stride + i]` is the address of tensor i in a slot,
+# `offsets` are the sums of the sizes. Threads share the elements of all tensors evenly, whatever the sizes.
+_EPILOGUE = """
+typedef struct {
+    int64_t tensors, stride, numbers, counts, threads;
+    void **tables;
+    const int64_t *offsets;
+    const int32_t *rows;
+    const double *scalars;
+    float **cells;
+    const double *before, *after;
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*thread)(void), (*team)(void);
+} launch;
+
+static void share(const launch *l, int64_t begin, int64_t end) {
+    int64_t low = 0, high = l->tensors - 1;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        if (l->offsets[middle] <= begin) low = middle; else high = middle - 1;
+    }
+    for (int64_t i = low; i < l->tensors && l->offsets[i] < end; i++) {
+        int64_t from = begin > l->offsets[i] ? begin - l->offsets[i] : 0;
+        int64_t to = (end < l->offsets[i + 1] ? end : l->offsets[i + 1]) - l->offsets[i];
+        if (to > from) update(POINTERS, from, to, l->scalars + l->numbers * l->rows[i]);
+    }
+}
+
+static void work(void *argument) {
+    const launch *l = argument;
+    int64_t all = l->offsets[l->tensors], team = l->team(), thread = l->thread();
+    int64_t part = ((all + team - 1) / team + 63) / 64 * 64, begin = thread * part;
+    if (begin < all) share(l, begin, begin + part < all ? begin + part : all);
+}
+
+/* 0 if every count is what the caller takes it for. */
+int check(const launch *l) {
+    for (int64_t c = 0; c < l->counts; c++)
+        for (int64_t i = 0; i < l->tensors; i++)
+            if (*l->cells[c * l->stride + i] != (float)l->before[c + l->counts * l->rows[i]]) return 1;
+    return 0;
+}
+
+void step(const launch *l) {
+    if (l->threads > 1) l->parallel(work, (void *)l, (unsigned)l->threads, 0);
+    else share(l, 0, l->offsets[l->tensors]);
+    for (int64_t c = 0; c < l->counts; c++)
+        for (int64_t i = 0; i < l->tensors; i++)
+            *l->cells[c * l->stride + i] = (float)l->after[c + l->counts * l->rows[i]];
+}
+"""
+
+
+def c_source(title: str, program: Program, real: torch.dtype, slots: Sequence[torch.dtype]) -> str:
+    """
+    ## The C source of a program
+
+    `real` is the dtype of the arithmetic. `slots` are the dtypes in memory of the leaves and then of the new state.
+    """
+    names = [*program.leaves, *program.new_state]
+    written = {**program.stores, **program.new_state}
+    parts = [f"/* {title}\n * {len(program.steps)} operations on {', '.join(names)} */\n"]
+    suffix = "f" if real == torch.float32 else ""
+    parts.append(_PROLOGUE.replace("{real}", STORAGE[real]).replace("{f}", suffix).replace("{F}", suffix.upper()))
+    parts.extend(text for dtype, text in ((torch.bfloat16, _BFLOAT16), (torch.float16, _FLOAT16)) if dtype in slots)
+    parts.append(_update(program, names, written, slots))
+    addresses = ", ".join(f"l->tables[{slot} * l->stride + i]" for slot in range(len(names)))
+    parts.append(_EPILOGUE.replace("POINTERS", addresses))
+    return "".join(parts)
+
+
+def _update(program: Program, names: list[str], written: dict[str, int], slots: Sequence[torch.dtype]) -> str:
+    """### The loop: load, the operations, store"""
+    arguments = ", ".join(
+        f"{'' if name in written else 'const '}{STORAGE[dtype]} *restrict {name}_"
+        for name, dtype in zip(names, slots, strict=True)
+    )
+    numbers, body = _body(program)
+    used = _used(program, written)
+    loads = [
+        f"const real {name} = {_load(dtype)}({name}_[i]);"
+        for id, (name, dtype) in enumerate(zip(program.leaves, slots, strict=False))
+        if id in used
+    ]
+    stores = [
+        f"{name}_[i] = {_store(dtype)}({_value(program, written[name])});"
+        for name, dtype in zip(names, slots, strict=True)
+        if name in written
+    ]
+    lines = [*numbers, "for (int64_t i = from; i < to; i++) {", *("    " + s for s in (*loads, *body, *stores)), "}"]
+    head = (
+        f"\nstatic void update({arguments},\n                   int64_t from, int64_t to, const double *scalars) {{\n"
+    )
+    return head + "".join(f"    {line}\n" for line in lines) + "}\n"
+
+
+def _body(program: Program) -> tuple[list[str], list[str]]:
+    numbers: list[str] = []
+    body: list[str] = []
+    comment = ""
+    for step in program.steps:
+        operands = []
+        for id in step.operands:
+            if id is None:
+                index = len(numbers)
+                inverse = step.name == "div" and len(operands) == 1
+                numbers.append(f"const real s{index} = (real)({'1 / ' if inverse else ''}scalars[{index}]);")
+                operands.append(f"s{index}")
+            else:
+                operands.append(_value(program, id))
+        if step.source != comment:
+            comment = step.source
+            body.append(f"/* {comment.replace('*/', '* /')} */")
+        body.append(f"const real x{step.value} = {_formula(step, operands)};")
+    return numbers, body
+
+
+def _formula(step: Step, operands: list[str]) -> str:
+    name, template = step.name, ""
+    if name == "div" and step.operands[1] is None:
+        template = _FORMULAS["div_number"]
+    else:
+        scaled = {"add": 3, "sub": 3, "addcmul": 4, "addcdiv": 4}.get(name) == len(operands)
+        template = _FORMULAS.get(name + "_scaled" if scaled else name, "")
+    if not template:
+        raise Unrecordable(f"the C back end has no formula for `{name}` ({step.source})")
+    return template.format(*operands, r1=operands[-1])
+
+
+def _value(program: Program, id: int) -> str:
+    return program.leaves[id] if id < len(program.leaves) else f"x{id}"
+
+
+def _used(program: Program, written: dict[str, int]) -> set[int | None]:
+    return {id for step in program.steps for id in step.operands} | set(written.values())
+
+
+def _load(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "load_bfloat16", torch.float16: "load_float16"}.get(dtype, "")
+
+
+def _store(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "store_bfloat16", torch.float16: "store_float16"}.get(dtype, "")

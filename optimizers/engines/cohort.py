@@ -1,0 +1,196 @@
+"""
+---
+title: Cohorts
+summary: Which parameters step together.
+---
+
+# Cohorts
+
+Parameters may be handed to a rule together if the rule would do the same to each: same group, same count of steps, same
+kind of state. The count is each parameter's own, as in torch: one whose gradient was missing once is a step
+behind, corrects its bias accordingly, and so is in another cohort.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from optimizers.engines.c_kernel import STORAGE
+from optimizers.engines.state import compute_dtype, new_state, real_dtype
+
+
+@dataclass
+class Cohort:
+    """
+    ## Parameters that step together
+
+    * `group` is the index of their parameter group.
+    * `kind` is what cohorts must have in common to share a kernel: everything but numbers.
+    * `params` and `states` belong together. `names` are the entries of the states that are tensors.
+    * `scalars` are the numbers in the state *before* the step, such as the count; `others` is what else there is.
+    * `obstacle` says why no kernel can take them, or is empty. `sparse` gradients are one reason, `shared` memory is
+      another. `tensor_hypers` says that some hyper-parameter is a tensor.
+    """
+
+    group: int
+    kind: Any
+    names: tuple[str, ...]
+    scalars: dict[str, float]
+    others: dict[str, Any]
+    obstacle: str
+    sparse: bool
+    shared: bool
+    tensor_hypers: bool
+    params: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+    def next_scalars(self) -> dict[str, float]:
+        """### The scalars as the rule sees them: the count is already that of this step"""
+        if "step" not in self.scalars:
+            return self.scalars
+        return {**self.scalars, "step": self.scalars["step"] + 1}
+
+
+def gather(rule: Any, dry: bool = False) -> list[Cohort]:
+    """
+    ## The cohorts of this step
+
+    Raises `RuntimeError` for a sparse gradient where the rule can't take one. New parameters get their state,
+    which `adopt` puts in its place. A `dry` run is for looking: every parameter counts as having a gradient.
+    """
+    cohorts: dict[Any, Cohort] = {}
+    active = [(i, p) for i, g in enumerate(rule.param_groups) for p in g["params"] if dry or p.grad is not None]
+    if rule.sparse_error and any(p.grad is not None and p.grad.is_sparse for _, p in active):
+        raise RuntimeError(rule.sparse_error)
+    shared = _share_memory([p for _, p in active])
+    for index, param in active:
+        group, grad = rule.param_groups[index], param if param.grad is None else param.grad
+        state = rule.state.get(param)
+        if not state:
+            made = torch.empty_like(param, device="meta") if dry else param
+            state = new_state(rule, group, made)
+        scalars = {name: _number(state[name], name) for name in rule.scalar_state if name in state}
+        tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in scalars}
+        others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
+        obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
+        dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
+        kind = (param.dtype, param.device, grad.dtype, type(param), grad.layout, obstacle, dtypes, repr(others))
+        key = (index, tuple(scalars.items()), kind)
+        if key not in cohorts:
+            tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
+            key_parts = (tuple(tensors), scalars, others, obstacle, grad.is_sparse, shared, tensor_hypers)
+            cohorts[key] = Cohort(index, kind, *key_parts)
+        cohorts[key].params.append(param)
+        cohorts[key].states.append(state)
+    return list(cohorts.values())
+
+
+def adopt(rule: Any, cohorts: list[Cohort]) -> None:
+    """### Put the states of new parameters in their place. A rule without state leaves none, as in torch"""
+    for cohort in cohorts:
+        for param, state in zip(cohort.params, cohort.states, strict=True):
+            if state:
+                rule.state[param] = state
+
+
+def wish(rule: Any, cohort: Cohort) -> tuple[bool | None, bool | None]:
+    """The reader that the user asks for: `foreach` and `fused` of the cohort's group."""
+    group = rule.param_groups[cohort.group]
+    return group["foreach"], group["fused"]
+
+
+def _has_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(v, Tensor) for v in value))
+
+
+def _number(value: Any, name: str) -> float:
+    number = value.item() if isinstance(value, Tensor) else value
+    return int(number) if name == "step" else float(number)
+
+
+def _share_memory(params: list[Tensor]) -> bool:
+    """Whether two parameters begin at the same place: they then must move one after the other."""
+    plain = [p for p in params if p.layout == torch.strided and type(p) in (Tensor, Parameter)]
+    places = [p.data_ptr() for p in plain if p.numel() and p.device.type != "meta"]
+    return len(places) != len(set(places))
+
+
+def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool) -> str:
+    """Why no kernel can take a parameter: the first thing that is in the way."""
+    if type(param) not in (Tensor, Parameter) or type(grad) not in (Tensor, Parameter):
+        return f"the parameter is a {type(param).__name__}"
+    if param.device.type != "cpu":
+        return f"there is no kernel for the device {param.device.type!r} yet"
+    for what, tensor in (("parameter", param), ("gradient", grad), *((f"state {n!r}", t) for n, t in tensors.items())):
+        if tensor.layout != torch.strided:
+            return f"the {what} is {tensor.layout}"
+        if real_dtype(tensor.dtype) not in STORAGE or tensor.is_complex() != param.is_complex():
+            return f"the {what} has dtype {tensor.dtype}"
+        if tensor.shape != param.shape:
+            return f"the {what} has another shape than the parameter"
+        if not same_layout(tensor, param):
+            return f"the {what} has strides {tensor.stride()}, the parameter has {param.stride()}"
+        if tensor.is_neg() or tensor.is_conj():
+            return f"the {what} is a lazily negated or conjugated view"
+        if tensor.device != param.device and not dry:
+            return f"the {what} is on {tensor.device}"
+    if not _is_dense(param):
+        return f"the parameter has gaps in memory: shape {tuple(param.shape)}, strides {param.stride()}"
+    if compute_dtype(param) not in (torch.float32, torch.float64):
+        return f"the parameter has dtype {param.dtype}"
+    return ""
+
+
+def same_layout(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors of one shape have their elements in the same order; a dimension of 1 has any stride."""
+    if one.stride() == two.stride() or one.numel() == 0:
+        return True
+    return all(a == b for a, b, n in zip(one.stride(), two.stride(), one.shape, strict=True) if n != 1)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted((st, n) for st, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
+class Counts:
+    """
+    ## The scalars of a cohort's states, watched
+
+    Reading a tensor's number by `item()` and adding to it by `add_` takes longer than a small step. They are
+    floats in memory that we know the place of.
+    """
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self.tensors = {name: [state[name] for state in cohort.states] for name in cohort.scalars}
+        self._cells = {
+            name: [ctypes.c_float.from_address(t.data_ptr()) for t in tensors] for name, tensors in self.tensors.items()
+        }
+
+    def unchanged(self) -> bool:
+        """Whether all are what the cohort takes them for."""
+        for name, tensors in self.tensors.items():
+            if any(state[name] is not t for state, t in zip(self.cohort.states, tensors, strict=True)):
+                return False
+            expected = ctypes.c_float(self.cohort.scalars[name]).value
+            if any(cell.value != expected for cell in self._cells[name]):
+                return False
+        return True
+
+    def advance(self, scalars: dict[str, float]) -> None:
+        """Write the scalars of the next step."""
+        for name, value in scalars.items():
+            for cell in self._cells[name]:
+                cell.value = value
+        self.cohort.scalars = scalars

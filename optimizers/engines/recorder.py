@@ -1,0 +1,519 @@
+"""
+---
+title: The recorder
+summary: Values that write down what a rule does to them, and the tape that they write on.
+---
+
+# The recorder
+
+To turn a rule into a kernel we must know what it computes. So we run it, on values that hold no numbers: each
+operation is written on a **tape** and gives a new value. Afterwards the tape *is* the rule, on the branch it took.
+
+The rule is read again at every step with the numbers of that step, so a schedule or an `if` on a number needs no
+care. That has to be quick. The tapes of all readings form a tree, in which one reading is a walk from the root: as
+long as the rule does what it did before, an operation costs one look-up in a dictionary. Numbers are not part of the
+tree. They are gathered in a list beside it, and are an argument of the kernel.
+
+A value is an `id`. Operations never change a value, they make a new one; a method such as `mul_` makes its object
+stand for the new one.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+
+from optimizers.engines.state import StateView
+
+#: An operation: its name, then its operands: the id of a value, None for a number, or a name. Methods that work in
+#: place end in an underscore.
+Operation = tuple[Any, ...]
+
+
+class Unrecordable(Exception):
+    """A rule did something that no kernel can do; the message says what, where and why."""
+
+
+@dataclass
+class Step:
+    """### One line of a program: `value = name(*operands)`, and the line of the rule that it comes from"""
+
+    value: int
+    name: str
+    operands: tuple[int | None, ...]
+    source: str
+
+
+@dataclass
+class Program:
+    """
+    ## What a reading of a rule gives
+
+    * `leaves` names the values that are there at the start: `param`, `grad`, then the tensors of the state. Their ids
+      are their places.
+    * `steps` are the operations, in order. Numbers are taken from the list of scalars as they come.
+    * `stores` gives the id of the value to be stored for each leaf that changes.
+    * `new_state` gives the same for the tensors that the rule adds to the state.
+    """
+
+    leaves: tuple[str, ...]
+    steps: list[Step]
+    stores: dict[str, int]
+    new_state: dict[str, int]
+    _memo: dict[Any, str] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> int:
+        """How many scalars the program takes."""
+        return sum(operand is None for step in self.steps for operand in step.operands)
+
+    def memo(self, key: Any, make: Callable[[], str]) -> str:
+        """What a back end made of the program, kept by the back end's own key."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+
+class Node(dict[Operation, "Node"]):
+    """
+    A place in the tree of readings: the value made last, and what followed it.
+
+    It is a dictionary of its followers that grows where something is done for the first time: look-ups are what a
+    reading consists of.
+    """
+
+    __slots__ = ("id", "object", "operation", "parent", "program", "source")
+    __hash__ = object.__hash__
+
+    def __init__(self, id: int, parent: Node | None, operation: Operation, source: str) -> None:
+        self.id, self.parent, self.operation, self.source = id, parent, operation, source
+        self.object: Recorded | None = None
+        self.program: Program | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __missing__(self, operation: Operation) -> Node:
+        # Only here is it checked whether an operation may be done.
+        name, first = operation[0], operation[1]
+        if name.endswith("_") and owner(first, path(self)) == 1:
+            refuse(f"`{name}` writes through the gradient", "take the form without underscore, which makes a new value")
+        node = self[operation] = Node(self.id + 1, self, operation, _rule_line())
+        return node
+
+
+def path(node: Node) -> list[Node]:
+    """The operations that lead to a node."""
+    nodes = []
+    while node.parent is not None:
+        nodes.append(node)
+        node = node.parent
+    return nodes[::-1]
+
+
+def owner(id: int, nodes: list[Node]) -> int:
+    """The first id of the object that stood for the value `id`: an operation in place keeps the object."""
+    before = {n.id: n.operation[1] for n in nodes if n.operation[0].endswith("_")}
+    while id in before:
+        id = before[id]
+    return id
+
+
+class Tape:
+    """
+    ## The tape
+
+    `leaves` are the names of the values that a rule is given. A reading starts by `rewind`, hands `param`, `grad` and
+    `state` to the rule, and ends with `program`.
+    """
+
+    __slots__ = ("leaves", "node", "root", "scalars", "values")
+
+    def __init__(self, leaves: tuple[str, ...]) -> None:
+        self.leaves = leaves
+        self.values = [Recorded(self, id) for id in range(len(leaves))]
+        self.root = Node(len(leaves) - 1, None, (), "")
+        self.node = self.root
+        self.scalars: list[Any] = []
+
+    @property
+    def param(self) -> Recorded:
+        return self.values[0]
+
+    @property
+    def grad(self) -> Recorded:
+        return self.values[1]
+
+    def state(self, others: dict[str, Any]) -> RecordedState:
+        """A state of this tape's values; `others` are the entries that are no tensors."""
+        state = RecordedState(self, zip(self.leaves[2:], self.values[2:], strict=True))
+        dict.update(state, others)
+        return state
+
+    def rewind(self) -> None:
+        """Start another reading."""
+        self.node = self.root
+        self.scalars = []
+        for id, value in enumerate(self.values):
+            value.id = id
+
+    def make(self, operation: Operation) -> Recorded:
+        """Write down an operation that makes a new object."""
+        node = self.node = self.node[operation]
+        made = node.object
+        if made is None:
+            made = node.object = Recorded(self, node.id)
+        made.id = node.id
+        return made
+
+    def operand(self, value: Any) -> int | None:
+        """A value's id; a number goes to the scalars and leaves None."""
+        if value.__class__ is Recorded:
+            return value.id  # type: ignore[no-any-return]
+        self.scalars.append(value)
+        return None
+
+    def program(self, node: Node) -> Program:
+        """The program of the reading that ended at `node`."""
+        if node.program is None:
+            node.program = self._build(path(node))
+        return node.program
+
+    def _build(self, nodes: list[Node]) -> Program:
+        steps: list[Step] = []
+        current = {id: id for id in range(len(self.leaves))}
+        stored: dict[str, int] = {}
+        for node in nodes:
+            name, *operands = node.operation
+            if name == "store":
+                stored[operands[0]] = owner(operands[1], nodes)
+                continue
+            if name.endswith("_"):
+                current[owner(operands[0], nodes)] = node.id
+            steps.append(Step(node.id, name.rstrip("_"), tuple(operands), node.source))
+        stores = {leaf: current[id] for id, leaf in enumerate(self.leaves) if current[id] != id}
+        final = {name: current.get(first, first) for name, first in stored.items()}
+        stores.update({name: id for name, id in final.items() if name in self.leaves})
+        return Program(self.leaves, steps, stores, {n: id for n, id in final.items() if n not in self.leaves})
+
+
+class RecordedState(StateView):
+    """## A state whose assignments are written down as well"""
+
+    def __init__(self, tape: Tape, values: Any) -> None:
+        super().__init__(values)
+        self._tape = tape
+        #: Whether the rule has assigned an entry, so that this object can't serve for another reading.
+        self.written = False
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "step":
+            return
+        self.written = True
+        if isinstance(value, Recorded):
+            self._tape.node = self._tape.node["store", name, value.id]
+        elif not isinstance(value, (int, float)):
+            refuse(f"state[{name!r}] is set to a {type(value).__name__}", "a step may store values and numbers")
+        dict.__setitem__(self, name, value)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        refuse("the state is changed as a whole", 'set its entries one by one: state["name"] = value')
+
+    update = setdefault = pop = popitem = clear = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+
+
+def refuse(what: str, why: str) -> NoReturn:
+    raise Unrecordable(f"{what} ({_rule_line()}): {why}")
+
+
+def _rule_line() -> str:
+    """The line of the rule that is being read: the innermost frame outside the engines."""
+    frame = sys._getframe(1)
+    here = os.path.dirname(__file__)
+    while frame.f_back is not None and (
+        os.path.dirname(frame.f_code.co_filename) == here or f"{os.sep}torch{os.sep}" in frame.f_code.co_filename
+    ):
+        frame = frame.f_back
+    name, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{os.path.basename(name)}:{line}: {linecache.getline(name, line).strip()}"
+
+
+# ## The vocabulary
+#
+# What a kernel can do. Each maker gives the method that returns a new value and the one that works in place. They are
+# written out rather than composed, because every call costs its time at every step, for every cohort.
+
+Methods = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def _unary(name: str) -> Methods:
+    in_place = name + "_"
+
+    def method(self: Recorded) -> Recorded:
+        return self._tape.make((name, self.id))
+
+    def method_(self: Recorded) -> Recorded:
+        tape = self._tape
+        node = tape.node = tape.node[in_place, self.id]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _binary(name: str) -> Methods:
+    in_place = name + "_"
+
+    def method(self: Recorded, other: Any) -> Recorded:
+        if other.__class__ is Recorded:
+            return self._tape.make((name, self.id, other.id))
+        self._tape.scalars.append(other)
+        return self._tape.make((name, self.id, None))
+
+    def method_(self: Recorded, other: Any) -> Recorded:
+        tape = self._tape
+        if other.__class__ is Recorded:
+            node = tape.node = tape.node[in_place, self.id, other.id]
+        else:
+            tape.scalars.append(other)
+            node = tape.node = tape.node[in_place, self.id, None]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _composed(name: str, prepare: Callable[..., Operation]) -> Methods:
+    in_place = name + "_"
+
+    def method(self: Recorded, *args: Any, **kwargs: Any) -> Recorded:
+        return self._tape.make(prepare(name, self, *args, **kwargs))
+
+    def method_(self: Recorded, *args: Any, **kwargs: Any) -> Recorded:
+        tape = self._tape
+        node = tape.node = tape.node[prepare(in_place, self, *args, **kwargs)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _scaled(name: str) -> Methods:
+    def operation(name: str, self: Recorded, other: Any, alpha: Any) -> Operation:
+        operand = other.id if other.__class__ is Recorded else self._tape.operand(other)
+        if alpha is None:
+            return (name, self.id, operand)
+        self._tape.scalars.append(alpha)
+        return (name, self.id, operand, None)
+
+    in_place = name + "_"
+
+    def method(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
+        return self._tape.make(operation(name, self, other, alpha))
+
+    def method_(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
+        tape = self._tape
+        node = tape.node = tape.node[operation(in_place, self, other, alpha)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _ternary(name: str) -> Methods:
+    def operation(name: str, self: Recorded, one: Any, two: Any, value: Any) -> Operation:
+        one = one.id if one.__class__ is Recorded else self._tape.operand(one)
+        two = two.id if two.__class__ is Recorded else self._tape.operand(two)
+        if value is None:
+            return (name, self.id, one, two)
+        self._tape.scalars.append(value)
+        return (name, self.id, one, two, None)
+
+    in_place = name + "_"
+
+    def method(self: Recorded, one: Any, two: Any, *, value: Any = None) -> Recorded:
+        return self._tape.make(operation(name, self, one, two, value))
+
+    def method_(self: Recorded, one: Any, two: Any, *, value: Any = None) -> Recorded:
+        tape = self._tape
+        node = tape.node = tape.node[operation(in_place, self, one, two, value)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _lerp(name: str) -> Methods:
+    def operation(name: str, self: Recorded, end: Any, weight: Any) -> Operation:
+        end = end.id if end.__class__ is Recorded else self._tape.operand(end)
+        if weight.__class__ is Recorded:
+            return (name, self.id, end, weight.id)
+        self._tape.scalars.append(weight)
+        return (name, self.id, end, None)
+
+    in_place = name + "_"
+
+    def method(self: Recorded, end: Any, weight: Any) -> Recorded:
+        return self._tape.make(operation(name, self, end, weight))
+
+    def method_(self: Recorded, end: Any, weight: Any) -> Recorded:
+        tape = self._tape
+        node = tape.node = tape.node[operation(in_place, self, end, weight)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _power(name: str, self: Recorded, exponent: Any) -> Operation:
+    # The powers for which torch has a formula of its own; the exponent is then part of the program.
+    if exponent.__class__ is not Recorded and exponent in (2, 0.5):
+        end = "_" if name.endswith("_") else ""
+        return (("square" if exponent == 2 else "sqrt") + end, self.id)
+    return (name, self.id, self._tape.operand(exponent))
+
+
+def _clamp(name: str, self: Recorded, min: Any = None, max: Any = None) -> Operation:
+    tape, end = self._tape, "_" if name.endswith("_") else ""
+    if max is None:
+        return ("clamp_min" + end, self.id, tape.operand(min))
+    if min is None:
+        return ("clamp_max" + end, self.id, tape.operand(max))
+    return (name, self.id, tape.operand(min), tape.operand(max))
+
+
+def _reflected(name: str, self: Recorded, other: Any) -> Operation:
+    self._tape.scalars.append(other)
+    return (name, None, self.id)
+
+
+class Recorded:
+    """## A value that writes down what is done to it"""
+
+    __slots__ = ("_tape", "id")
+
+    def __init__(self, tape: Tape, id: int) -> None:
+        self._tape = tape
+        self.id = id
+
+    add, add_ = _scaled("add")
+    sub, sub_ = _scaled("sub")
+    mul, mul_ = _binary("mul")
+    div, div_ = _binary("div")
+    pow, pow_ = _composed("pow", _power)
+    maximum, _ = _binary("maximum")
+    minimum, _ = _binary("minimum")
+    addcmul, addcmul_ = _ternary("addcmul")
+    addcdiv, addcdiv_ = _ternary("addcdiv")
+    lerp, lerp_ = _lerp("lerp")
+    clamp, clamp_ = _composed("clamp", _clamp)
+    clamp_min, clamp_min_ = _binary("clamp_min")
+    clamp_max, clamp_max_ = _binary("clamp_max")
+    sqrt, sqrt_ = _unary("sqrt")
+    rsqrt, rsqrt_ = _unary("rsqrt")
+    reciprocal, reciprocal_ = _unary("reciprocal")
+    square, square_ = _unary("square")
+    abs, abs_ = _unary("abs")
+    sign, sign_ = _unary("sign")
+    neg, neg_ = _unary("neg")
+    exp, exp_ = _unary("exp")
+    log, log_ = _unary("log")
+    tanh, tanh_ = _unary("tanh")
+    lt, _ = _binary("lt")
+    le, _ = _binary("le")
+    gt, _ = _binary("gt")
+    ge, _ = _binary("ge")
+    eq, _ = _binary("eq")
+    ne, _ = _binary("ne")
+    clone, _ = _unary("copy")
+    _, copy_ = _binary("set")
+    _, fill_ = _binary("set")
+    _rsub, _ = _composed("sub", _reflected)
+    _rpow, _ = _composed("pow", _reflected)
+    del _
+
+    multiply, multiply_, divide, divide_, true_divide, subtract, subtract_ = mul, mul_, div, div_, div, sub, sub_
+    negative, absolute, clip, clip_ = neg, abs, clamp, clamp_
+    __add__ = __radd__ = add
+    __sub__, __rsub__ = sub, _rsub
+    __mul__ = __rmul__ = mul
+    __truediv__ = div
+    __pow__, __rpow__ = pow, _rpow
+    __neg__, __abs__ = neg, abs
+    __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = add_, sub_, mul_, div_, pow_
+    __lt__, __le__, __gt__, __ge__ = lt, le, gt, ge
+    __eq__, __ne__ = eq, ne  # type: ignore[assignment]
+    __hash__ = object.__hash__
+
+    @property
+    def data(self) -> Recorded:
+        return self
+
+    def __rtruediv__(self, other: Any) -> Recorded:
+        # As torch does it, so that all readers round alike.
+        return self.reciprocal().mul(other)  # type: ignore[no-any-return]
+
+    def detach(self) -> Recorded:
+        return self
+
+    def zero_(self) -> Recorded:
+        return self.fill_(0.0)  # type: ignore[no-any-return]
+
+    def zeros_like(self, **_: Any) -> Recorded:
+        return self.full_like(0.0)
+
+    def ones_like(self, **_: Any) -> Recorded:
+        return self.full_like(1.0)
+
+    def full_like(self, fill_value: Any, **_: Any) -> Recorded:
+        return self._tape.make(("copy", self._tape.operand(fill_value)))
+
+    def where(self, condition: Recorded, other: Any) -> Recorded:
+        return select(condition, self, other)
+
+    def to(self, *args: Any, **kwargs: Any) -> Recorded:
+        # All values of a program have one dtype; a mask is a value that is 0 or 1.
+        return self
+
+    float = double = half = bfloat16 = type_as = to
+
+    def _look(self, *_: Any) -> NoReturn:
+        refuse("the value of a tensor is looked at", "a rule may branch on numbers only")
+
+    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = item = tolist = _look  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        refuse(f"`{name}` is outside the vocabulary of the kernels", "they take what is done element by element")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`torch.sqrt(x)` is `x.sqrt()`."""
+        kwargs = dict(kwargs or {})
+        out = kwargs.pop("out", None)
+        name = getattr(func, "__name__", str(func))
+        if func is torch.where:
+            made = select(*args, **kwargs)
+        elif args and args[0].__class__ is Recorded:
+            made = getattr(args[0], name)(*args[1:], **kwargs)
+        elif name in _SYMMETRIC and len(args) == 2 and not kwargs:
+            made = getattr(args[1], name)(args[0])
+        else:
+            refuse(f"`torch.{name}` is given a value in a place where the kernels take none", "write it as a method")
+        return made if out is None else out.copy_(made)
+
+
+_SYMMETRIC = {"add", "mul", "multiply", "maximum", "minimum"}
+
+
+def select(condition: Any, one: Any, two: Any) -> Recorded:
+    """`torch.where(condition, one, two)`"""
+    tape: Tape = next(v for v in (condition, one, two) if isinstance(v, Recorded))._tape
+    return tape.make(("where", tape.operand(condition), tape.operand(one), tape.operand(two)))

@@ -1,0 +1,20 @@
+"""
+---
+title: Experiments
+summary: Models trained on real data with the rules of this package.
+---
+
+# Experiments
+
+A rule is only worth reading if it trains something. [The main job](mnist.html) trains a small network on
+handwritten digits, with any rule of the package, beside torch's optimizer of the same name if asked:
+
+    python -m optimizers.experiments.mnist --compare
+
+Its parts are [the data](data.html), [the training loop](training.html), [the console](console.html) and
+[the report](report.html).
+
+Only the experiments need labml, scikit-learn and matplotlib:
+
+    pip install "literate-optimizers[experiments]"
+"""
