@@ -211,7 +211,7 @@ def _body(program: Program) -> tuple[list[str], list[str]]:
     body: list[str] = []
     comment = ""
     for step in program.steps:
-        operands = []
+        operands: list[str] = []
         for id in step.operands:
             if id is None:
                 index = len(numbers)

@@ -89,7 +89,7 @@ class Node(dict[Operation, "Node"]):
     """
 
     __slots__ = ("id", "object", "operation", "parent", "program", "source")
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, id: int, parent: Node | None, operation: Operation, source: str) -> None:
         self.id, self.parent, self.operation, self.source = id, parent, operation, source
@@ -175,7 +175,7 @@ class Tape:
     def operand(self, value: Any) -> int | None:
         """A value's id; a number goes to the scalars and leaves None."""
         if value.__class__ is Recorded:
-            return value.id  # type: ignore[no-any-return]
+            return value.id
         self.scalars.append(value)
         return None
 
@@ -225,7 +225,7 @@ class RecordedState(StateView):
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         refuse("the state is changed as a whole", 'set its entries one by one: state["name"] = value')
 
-    update = setdefault = pop = popitem = clear = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    update = setdefault = pop = popitem = clear = __delitem__ = __ior__ = _refuse
 
 
 def refuse(what: str, why: str) -> NoReturn:
@@ -448,7 +448,7 @@ class Recorded:
     __neg__, __abs__ = neg, abs
     __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = add_, sub_, mul_, div_, pow_
     __lt__, __le__, __gt__, __ge__ = lt, le, gt, ge
-    __eq__, __ne__ = eq, ne  # type: ignore[assignment]
+    __eq__, __ne__ = eq, ne
     __hash__ = object.__hash__
 
     @property
@@ -486,7 +486,7 @@ class Recorded:
     def _look(self, *_: Any) -> NoReturn:
         refuse("the value of a tensor is looked at", "a rule may branch on numbers only")
 
-    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = item = tolist = _look  # type: ignore[assignment]
+    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = item = tolist = _look
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__") and name.endswith("__"):

@@ -44,7 +44,7 @@ class Report:
 
     def __str__(self) -> str:
         head = ("reader", "groups", "steps", "cohorts", "tensors", "elements", "launches", "dtype", "kernel or reason")
-        rows = [head]
+        rows: list[tuple[str, ...]] = [head]
         for e in self.entries:
             numbers = (e.cohorts, e.tensors, e.elements, e.launches)
             rows.append((e.reader, _span(e.groups), _span(e.steps), *map(str, numbers), e.dtype, e.kernel or e.reason))

@@ -29,6 +29,8 @@ from optimizers.engines.report import Report, report_of
 from optimizers.engines.state import group_numbers
 
 _log = logging.getLogger("optimizers")
+# What was said needs no saying again, also by the thousandth optimizer of a class.
+_told: set[tuple[type, str]] = set()
 
 
 class EagerJob:
@@ -94,11 +96,7 @@ class Plan:
         states = rule.state.values()
         if len(states) != len(self._states) or not all(map(is_, states, self._states)):
             return False
-        # No `all(...)` here and below: making a generator takes as long as looking at a parameter.
-        for job in self.jobs:
-            if not job.ready(rule, scale):
-                return False
-        return True
+        return all([job.ready(rule, scale) for job in self.jobs])  # noqa: C419 - a generator takes its time
 
 
 class Stepper:
@@ -108,7 +106,6 @@ class Stepper:
         self._plan: Plan | None = None
         # Readings of the rule, kept from plan to plan.
         self._tapes: dict[Any, Tape] = {}
-        self._told: set[str] = set()
 
     def step(self, rule: Any) -> None:
         """
@@ -164,8 +161,8 @@ class Stepper:
                 reader = "foreach"
             except Unrecordable as error:
                 reason = str(error)
-        if reason not in (_unwanted(group), *self._told):
-            self._told.add(reason)
+        if reason != _unwanted(group) and (type(rule), reason) not in _told:
+            _told.add((type(rule), reason))
             _log.warning("%s steps by the %s reader: %s", type(rule).__name__, reader, reason)
         return EagerJob(rule, cohort, reader, reason)
 

@@ -132,7 +132,7 @@ class TensorList:
     __neg__, __abs__ = neg, abs
     __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = add_, sub_, mul_, div_, pow_
     __lt__, __le__, __gt__, __ge__ = lt, le, gt, ge
-    __eq__, __ne__ = eq, ne  # type: ignore[assignment]
+    __eq__, __ne__ = eq, ne
     __hash__ = object.__hash__
 
     @property

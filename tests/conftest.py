@@ -1,0 +1,20 @@
+"""What every test shares: hypothesis draws the same examples in each run and on each machine, and no clock decides."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "optimizers",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("optimizers")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_any_order():
+    torch.manual_seed(0)

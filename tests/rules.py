@@ -1,0 +1,154 @@
+"""
+The table of rules. A rule joins by a row, and every shared property is tested for it with every reader.
+
+`READERS` are the ways of running a rule, by the arguments that choose them. `EXACT` are those whose arithmetic is
+that of torch's for-loop, operation by operation; the others may differ by `ULPS_PER_STEP` in each step. What no kernel
+takes (gaps in memory, sparse gradients, a parameter that is there twice) is for `UNDEMANDING` readers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+
+from optimizers import SGD, Adam, AdamW, RMSprop, WeightDecay
+from tests import reference
+
+READERS: dict[str, dict[str, Any]] = {
+    "single": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+UNDEMANDING = ["single", "foreach", "default"]
+EXACT = {"single", "foreach"}
+ULPS_PER_STEP = 2.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    A rule with its options. `reference(theta, grads)` is the path in float64; `twin` is torch's class, or None where
+    torch has no such option.
+    """
+
+    name: str
+    cls: type[torch.optim.Optimizer]
+    kwargs: dict[str, Any]
+    reference: Callable[..., Any] = field(repr=False)
+    twin: type[torch.optim.Optimizer] | None = None
+
+    def build(self, params, reader="single", **changes):
+        """Our optimizer, run by `reader`; by "default" it chooses for itself."""
+        return self.cls(params, **{**self.kwargs, **READERS.get(reader, {}), **changes})
+
+    def build_twin(self, params, **changes):
+        """torch's optimizer, run by its for-loop."""
+        loop = {k: False for k in ("foreach", "fused") if k in signature(self.twin).parameters}
+        return self.twin(params, **{**self.kwargs, **loop, **changes})
+
+    def __str__(self):
+        return self.name
+
+
+def _row(name, cls, formula, twin=None, *, ours=None, paper=None, **common):
+    """`common` are arguments with the same name in our class and in the formula, `ours` and `paper` are the others."""
+    return Rule(name, cls, {**common, **(ours or {})}, partial(formula, **common, **(paper or {})), twin)
+
+
+_adam = partial(_row, cls=Adam, formula=reference.adam)
+_adamw = partial(_row, cls=AdamW, formula=reference.adam)
+_sgd = partial(_row, cls=SGD, formula=reference.sgd)
+_rmsprop = partial(_row, cls=RMSprop, formula=reference.rmsprop)
+_T = torch.optim
+
+RULES = [
+    _adam(name="adam", twin=_T.Adam),
+    _adam(name="adam-betas-eps", twin=_T.Adam, lr=0.02, betas=(0.7, 0.95), eps=1e-3),
+    _adam(name="adam-beta1-zero", twin=_T.Adam, lr=0.02, betas=(0.0, 0.95)),
+    _adam(name="adam-amsgrad", twin=_T.Adam, lr=0.02, betas=(0.9, 0.9), amsgrad=True),
+    _adam(name="adam-l2", twin=_T.Adam, lr=0.02, weight_decay=0.1),
+    _adam(name="adam-maximize-l2", twin=_T.Adam, lr=0.02, weight_decay=0.1, maximize=True),
+    _adam(
+        name="adam-decoupled",
+        twin=_T.Adam,
+        lr=0.02,
+        weight_decay=0.1,
+        ours={"decoupled_weight_decay": True},
+        paper={"decay": reference.DECOUPLED},
+    ),
+    _adam(
+        name="adam-absolute",
+        lr=0.02,
+        ours={"weight_decay": WeightDecay(0.01, absolute=True)},
+        paper={"weight_decay": 0.01, "decay": reference.ABSOLUTE},
+    ),
+    _adam(name="adam-optimized", lr=0.02, eps=1e-3, ours={"optimized_update": True}, paper={"reordered": True}),
+    _adam(
+        name="adam-optimized-amsgrad",
+        lr=0.02,
+        betas=(0.9, 0.9),
+        amsgrad=True,
+        ours={"optimized_update": True},
+        paper={"reordered": True},
+    ),
+    _adamw(name="adamw", twin=_T.AdamW, paper={"weight_decay": 0.01, "decay": reference.DECOUPLED}),
+    _adamw(
+        name="adamw-amsgrad-maximize",
+        twin=_T.AdamW,
+        lr=0.02,
+        betas=(0.9, 0.9),
+        weight_decay=0.1,
+        amsgrad=True,
+        maximize=True,
+        paper={"decay": reference.DECOUPLED},
+    ),
+    _adamw(
+        name="adamw-optimized",
+        lr=0.02,
+        weight_decay=0.1,
+        ours={"optimized_update": True},
+        paper={"reordered": True, "decay": reference.DECOUPLED},
+    ),
+    _sgd(name="sgd", twin=_T.SGD),
+    _sgd(name="sgd-maximize-l2", twin=_T.SGD, lr=0.1, weight_decay=0.1, maximize=True),
+    _sgd(name="sgd-momentum", twin=_T.SGD, lr=0.1, momentum=0.9),
+    _sgd(name="sgd-dampening-l2", twin=_T.SGD, lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.1),
+    _sgd(name="sgd-nesterov", twin=_T.SGD, lr=0.1, momentum=0.9, nesterov=True),
+    _sgd(name="sgd-nesterov-l2", twin=_T.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    _sgd(
+        name="sgd-decoupled",
+        lr=0.1,
+        momentum=0.9,
+        ours={"weight_decay": WeightDecay(0.1)},
+        paper={"weight_decay": 0.1, "decay": reference.DECOUPLED},
+    ),
+    _row(
+        "sgd-moving-average",
+        SGD,
+        reference.moving_average_sgd,
+        lr=0.1,
+        momentum=0.9,
+        ours={"moving_average": True},
+    ),
+    _rmsprop(name="rmsprop", twin=_T.RMSprop),
+    _rmsprop(name="rmsprop-eps-l2-maximize", twin=_T.RMSprop, eps=1e-3, weight_decay=0.1, maximize=True),
+    _rmsprop(name="rmsprop-momentum", twin=_T.RMSprop, alpha=0.9, momentum=0.9),
+    _rmsprop(name="rmsprop-centered", twin=_T.RMSprop, alpha=0.9, centered=True),
+    _rmsprop(
+        name="rmsprop-centered-momentum-l2", twin=_T.RMSprop, alpha=0.9, momentum=0.9, centered=True, weight_decay=0.1
+    ),
+    _rmsprop(
+        name="rmsprop-absolute",
+        ours={"weight_decay": WeightDecay(0.01, absolute=True)},
+        paper={"weight_decay": 0.01, "decay": reference.ABSOLUTE},
+    ),
+]
+
+BY_NAME = {rule.name: rule for rule in RULES}
+TWINS = [rule for rule in RULES if rule.twin]
+
+#: One row for each class, with state wherever the class has any, for what does not depend on the options.
+CLASSES = [BY_NAME[name] for name in ("adam-betas-eps", "adamw", "sgd-momentum", "rmsprop-momentum")]
