@@ -93,6 +93,8 @@ class Adam(GenericAdaptiveOptimizer):
         defaults: dict[str, Any] | None = None,
     ) -> None:
         own = {
+            "betas": betas,
+            "eps": eps,
             **self.decay_defaults(weight_decay, decoupled_weight_decay),
             "amsgrad": amsgrad,
             "maximize": maximize,
@@ -102,7 +104,7 @@ class Adam(GenericAdaptiveOptimizer):
             "fused": fused,
             "optimized_update": optimized_update,
         }
-        super().__init__(params, {**own, **(defaults or {})}, lr, betas, eps)
+        super().__init__(params, {**own, **(defaults or {})}, lr)
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         """### State of a parameter: the count of steps and two moments of its shape"""

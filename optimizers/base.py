@@ -27,6 +27,7 @@ The count is the base's: when a rule runs, `state["step"]` is already $t$. (A ru
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -36,13 +37,34 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from optimizers.engines.report import Report
-from optimizers.engines.state import adopt_state
+from optimizers.engines.state import adopt_state, check_shapes
 from optimizers.engines.stepper import Stepper
 from optimizers.weight_decay import WeightDecay
 
 _profiler_enabled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 _global_pre_hooks = torch_optimizer._global_optimizer_pre_hooks
 _global_post_hooks = torch_optimizer._global_optimizer_post_hooks
+
+
+def _observed(step: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    A step with torch's hooks and profiler range around it. Where one such step calls another, as `super().step()` in
+    a subclass does, only the outer one has them.
+    """
+    with_hooks = Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def observed(self: GenericAdaptiveOptimizer, *args: Any, **kwargs: Any) -> Any:
+        if self._inside_step:
+            return step(self, *args, **kwargs)
+        self._inside_step = True
+        try:
+            return with_hooks(self, *args, **kwargs)
+        finally:
+            self._inside_step = False
+
+    observed.hooked = True  # type: ignore[attr-defined]
+    return observed
 
 
 class GenericAdaptiveOptimizer(Optimizer):
@@ -63,12 +85,11 @@ class GenericAdaptiveOptimizer(Optimizer):
     #: The mode of a decay is in the group, so one object serves all.
     weight_decay: ClassVar[WeightDecay] = WeightDecay()
 
-    _overrides_step: ClassVar[bool] = False
+    #: The entries of a state that are not made by `init_state` but by a step. They have the parameter's shape.
+    lazy_state: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "step" in cls.__dict__:
-            cls._overrides_step = True
+    _inside_step = False
+    _loading: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -88,9 +109,9 @@ class GenericAdaptiveOptimizer(Optimizer):
         if eps is not None:
             defaults["eps"] = eps
         self.check_group(defaults)
-        if betas is not None:
+        if "betas" in defaults:
             # A pair, whatever was given: OneCycleLR takes it apart.
-            defaults["betas"] = tuple(betas)
+            defaults["betas"] = tuple(defaults["betas"])
         self._stepper = Stepper()
         super().__init__(params, defaults)
         self._step_supports_amp_scaling = bool(defaults["fused"])
@@ -122,6 +143,9 @@ class GenericAdaptiveOptimizer(Optimizer):
             raise ValueError(f"Invalid learning rate: {lr}")
         if eps is not None and not 0.0 <= eps:
             raise ValueError(f"Invalid epsilon value: {eps}")
+        for name in ("betas", "eps"):
+            if name in group and group[name] is None:
+                raise ValueError(f"Invalid {name} value: None")
         if betas is not None:
             _check_betas(betas, tensors_allowed=bool(group["capturable"] or not group["foreach"]))
         if isinstance(weight_decay, WeightDecay) or weight_decay is None or not 0.0 <= weight_decay:
@@ -175,7 +199,18 @@ class GenericAdaptiveOptimizer(Optimizer):
 
     # ## The step
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._stepper.step(self)
+        return loss
+
+    _observed_step = _observed(_step)
+
+    @functools.wraps(_step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """
         ### Perform a single optimization step
 
@@ -189,21 +224,17 @@ class GenericAdaptiveOptimizer(Optimizer):
             or self._optimizer_step_post_hooks
             or _global_pre_hooks
             or _global_post_hooks
-        ) and not self._overrides_step:
-            return self._observed_step() if closure is None else self._observed_step(closure)
-        return self._step(closure)
+        ):
+            return self._observed_step(*args, **kwargs)
+        return self._step(*args, **kwargs)
 
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._stepper.step(self)
-        return loss
-
-    _observed_step = Optimizer.profile_hook_step(_step)
+    def _patch_step_function(self) -> None:
+        """### Hooks and profiler for a subclass that wraps the step after all"""
+        if not getattr(type(self).step, "hooked", False):
+            type(self).step = _observed(type(self).step)  # type: ignore[assignment]
+        super()._patch_step_function()
 
     # ## Looking inside
 
@@ -229,15 +260,17 @@ class GenericAdaptiveOptimizer(Optimizer):
         State keeps the dtype that it was saved with. (torch casts it to that of the parameter, so float32
         moments of a bfloat16 parameter lose their digits and the resumed run drifts.)
         """
-        saved: dict[str, Any] = {}
         # Registered last, so it sees what the user's hooks made of the state dict.
-        handle = self.register_load_state_dict_pre_hook(lambda _, final: saved.update(final))
-        self._loading: dict[str, Any] | None = saved
+        handle = self.register_load_state_dict_pre_hook(type(self)._before_loading)  # type: ignore[arg-type]
         try:
             super().load_state_dict(state_dict)
         finally:
             self._loading = None
             handle.remove()
+
+    def _before_loading(self, state_dict: dict[str, Any]) -> None:
+        check_shapes(self, state_dict)
+        self._loading = state_dict
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """
@@ -248,10 +281,11 @@ class GenericAdaptiveOptimizer(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for key, default in self.defaults.items():
-                group.setdefault(key, False if isinstance(default, bool) else default)
+                absent = None if key in ("foreach", "fused") else False if isinstance(default, bool) else default
+                group.setdefault(key, absent)
             if "betas" in group:
                 group["betas"] = tuple(group["betas"])
-        adopt_state(self, getattr(self, "_loading", None))
+        adopt_state(self, self._loading)
         self._loading = None
         self._stepper = Stepper()
         self._step_supports_amp_scaling = bool(self.defaults.get("fused"))

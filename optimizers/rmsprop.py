@@ -76,6 +76,7 @@ class RMSprop(GenericAdaptiveOptimizer):
         own = {
             "momentum": momentum,
             "alpha": alpha,
+            "eps": eps,
             "centered": centered,
             **self.decay_defaults(weight_decay),
             "capturable": capturable,
@@ -84,7 +85,7 @@ class RMSprop(GenericAdaptiveOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, {**own, **(defaults or {})}, lr, eps=eps)
+        super().__init__(params, {**own, **(defaults or {})}, lr)
 
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy"""

@@ -65,6 +65,7 @@ class SGD(GenericAdaptiveOptimizer):
     """
 
     sparse_error = None
+    lazy_state = ("momentum_buffer",)
 
     def __init__(
         self,

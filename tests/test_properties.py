@@ -4,6 +4,7 @@ that a checkpoint, a copy, a layout or a group does can change a result.
 """
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as schedules
 
-from optimizers import SGD, Adam, AdamW, WeightDecay
+from optimizers import SGD, Adam, AdamW, GenericAdaptiveOptimizer, WeightDecay
 from tests import helpers, rules
 from tests.helpers import same, same_state
 from tests.rules import BY_NAME, CLASSES, READERS, RULES, UNDEMANDING
@@ -144,6 +145,23 @@ def test_result_does_not_depend_on_the_order_of_the_parameters(rule, reader):
     helpers.run(rule.build(forward, reader), forward, rows)
     helpers.run(rule.build(backward, reader), backward, [row[::-1] for row in rows])
     assert same(helpers.values(forward), helpers.values(backward[::-1]))
+
+
+@all_readers
+@all_classes
+def test_result_does_not_depend_on_the_number_of_threads(rule, reader):
+    shapes = [(40_001,), (3,), (90, 500)]
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            ps = helpers.params(shapes, torch.float32)
+            helpers.run(rule.build(ps, reader), ps, helpers.gradients(ps, 2))
+            results.append(helpers.values(ps))
+    finally:
+        torch.set_num_threads(threads)
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
 
 
 @all_readers
@@ -787,6 +805,73 @@ def test_rule_that_counts_by_itself_counts_once(reader):
     want = start[0] - 0.1 * (rows[0][0] + rows[1][0] / 2 + rows[2][0] / 3)
     torch.testing.assert_close(ps[0].detach(), want, rtol=1e-14, atol=1e-15)
     assert optimizer.state[ps[0]]["step"].item() == 3
+
+
+class KeepsALog(SGD):
+    """State that is neither a number nor a tensor of the parameter's shape."""
+
+    def init_state(self, state, group, param):
+        state["step"] = 0
+        state["kind"] = "kept"
+
+    def step_param(self, state, group, grad, param):
+        super().step_param(state, group, grad, param)
+        state["last"] = "odd" if state["step"] % 2 else "even"
+
+
+@undemanding_readers
+def test_state_that_is_no_tensor_is_kept_stepped_and_saved(reader):
+    ps, plain = helpers.params(), helpers.params()
+    rows = helpers.gradients(ps, 3)
+    optimizer = helpers.run(KeepsALog(ps, lr=0.1, **READERS.get(reader, {})), ps, rows)
+    helpers.run(SGD(plain, lr=0.1, **READERS.get(reader, {})), plain, rows)
+    assert same(helpers.values(ps), helpers.values(plain))
+    saved = _through_a_file(optimizer.state_dict())["state"]
+    assert [(s["kind"], s["last"]) for s in saved.values()] == [("kept", "odd")] * len(ps)
+
+
+def test_rule_without_a_step_says_what_to_override():
+    class Empty(GenericAdaptiveOptimizer):
+        pass
+
+    ps = helpers.params()
+    with pytest.raises(NotImplementedError, match="Empty must override step_param"):
+        helpers.step(Empty(ps, {}, lr=0.1), ps, helpers.gradients(ps, 1)[0])
+
+
+def test_adamw_refuses_l2_decay_and_says_what_to_take():
+    with pytest.raises(ValueError, match="Take Adam for L2"):
+        AdamW(helpers.params(), weight_decay=WeightDecay(0.1, weight_decouple=False))
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, {"beta1": 0.9, "beta2": 0.9}], ids=str)
+def test_betas_that_are_no_pair_are_refused(betas):
+    with pytest.raises(ValueError, match="betas must be a pair"):
+        Adam([{"params": helpers.params(), "betas": betas}])
+
+
+@all_classes
+@pytest.mark.parametrize("key", ["lr", "betas", "eps", "weight_decay", "momentum", "alpha"])
+def test_none_is_refused_where_a_number_is_needed(rule, key):
+    if key not in inspect.signature(rule.cls).parameters:
+        pytest.skip("not an argument of this class")
+    with pytest.raises((ValueError, TypeError)):
+        rule.cls(helpers.params(), **{key: None})
+    with pytest.raises((ValueError, TypeError)):
+        rule.cls([{"params": helpers.params(), key: None}])
+
+
+@all_readers
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["0-dim", "1-element"])
+def test_tensor_betas_equal_the_same_numbers(reader, shape):
+    if reader == "foreach":
+        pytest.skip("torch refuses tensor betas with foreach=True, and so do we")
+    number, tensor = helpers.params(), helpers.params()
+    rows = helpers.gradients(number, 5)
+    betas = tuple(torch.full(shape, beta, dtype=torch.float64) for beta in (0.8, 0.95))
+    helpers.run(Adam(number, betas=(0.8, 0.95), **READERS[reader]), number, rows)
+    helpers.run(Adam(tensor, betas=betas, **READERS[reader]), tensor, rows)
+    assert same(helpers.values(number), helpers.values(tensor))
 
 
 # ## Schedules

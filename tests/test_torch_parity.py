@@ -592,7 +592,7 @@ def test_checkpoint_of_another_model_is_refused_and_the_optimizer_stays_as_it_wa
     untroubled = copy.deepcopy(optimizer)
     other = helpers.params({"parameters": [(4, 3)], "shapes": [(3, 4), (5,), (), (2, 1, 3)]}.get(cause, helpers.SHAPES))
     groups = [{"params": [p]} for p in other] if cause == "groups" else other
-    source = rule.cls(groups, lr=0.77)
+    source = rule.build(groups, reader, lr=0.77)
     helpers.run(source, other, helpers.gradients(other, 1))
     with pytest.raises(ValueError):
         optimizer.load_state_dict(source.state_dict())

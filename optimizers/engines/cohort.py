@@ -69,19 +69,22 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
     if rule.sparse_error and any(p.grad is not None and p.grad.is_sparse for _, p in active):
         raise RuntimeError(rule.sparse_error)
     shared = _share_memory([p for _, p in active])
+    # A parameter may be there twice (torch warns of it). It then steps twice, with one state.
+    met: dict[int, list[dict[str, Any]]] = {}
     for index, param in active:
         group, grad = rule.param_groups[index], param if param.grad is None else param.grad
-        state = rule.state.get(param)
+        turns = met.setdefault(id(param), [])
+        state = turns[0] if turns else rule.state.get(param)
         if not state:
-            made = torch.empty_like(param, device="meta") if dry else param
-            state = new_state(rule, group, made)
+            state = new_state(rule, group, torch.empty_like(param, device="meta") if dry else param)
+        turns.append(state)
         scalars = {name: _number(state[name], name) for name in rule.scalar_state if name in state}
         tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in scalars}
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
         obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
         dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
         kind = (param.dtype, param.device, grad.dtype, type(param), grad.layout, obstacle, dtypes, repr(others))
-        key = (index, tuple(scalars.items()), kind)
+        key = (index, tuple(scalars.items()), kind, len(turns))
         if key not in cohorts:
             tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
             key_parts = (tuple(tensors), scalars, others, obstacle, grad.is_sparse, shared, tensor_hypers)
@@ -187,6 +190,12 @@ class Counts:
             if any(cell.value != expected for cell in self._cells[name]):
                 return False
         return True
+
+    def refresh(self) -> None:
+        """Take what the scalars are now."""
+        for name, cells in self._cells.items():
+            value = cells[0].value
+            self.cohort.scalars[name] = int(value) if name == "step" else value
 
     def advance(self, scalars: dict[str, float]) -> None:
         """Write the scalars of the next step."""

@@ -94,7 +94,6 @@ def adopt_state(rule: Any, saved: dict[str, Any] | None) -> None:
                 state[name] = scalar_tensor(value)
             elif isinstance(source.get(name), Tensor):
                 state[name] = source[name].detach().to(device=param.device, copy=True)
-    _check_shapes(rule)
 
 
 def _saved_by_param(params: list[Tensor], saved: dict[str, Any]) -> dict[int, dict[str, Any]]:
@@ -102,21 +101,29 @@ def _saved_by_param(params: list[Tensor], saved: dict[str, Any]) -> dict[int, di
     return {id(p): saved["state"][i] for p, i in zip(params, indices, strict=True) if i in saved["state"]}
 
 
-def _check_shapes(rule: Any) -> None:
-    """A checkpoint of another model must not be found out in the middle of a step."""
-    for number, group in enumerate(rule.param_groups):
-        for param in group["params"]:
-            state = rule.state.get(param) or {}
-            moments = [v for k, v in state.items() if isinstance(v, Tensor) and k not in rule.scalar_state]
-            if not moments:
-                continue
+def check_shapes(rule: Any, saved: dict[str, Any]) -> None:
+    """
+    ## See that a state dict is of this model
+
+    Raises `ValueError` if a state in `saved` has another shape than its parameter needs: better now than in the
+    middle of a step. Numbers of groups and parameters are torch's to check.
+    """
+    if [len(g["params"]) for g in rule.param_groups] != [len(g["params"]) for g in saved["param_groups"]]:
+        return
+    sources = _saved_by_param([p for group in rule.param_groups for p in group["params"]], saved)
+    for number, (own, group) in enumerate(zip(rule.param_groups, saved["param_groups"], strict=True)):
+        for param in own["params"]:
+            source = sources.get(id(param), {})
+            moments = {k: v for k, v in source.items() if isinstance(v, Tensor) and k not in rule.scalar_state}
             expected: dict[str, Any] = {}
-            rule.init_state(expected, group, torch.empty_like(param, device="meta"))
-            for name, value in state.items():
-                like = expected.get(name)
-                if isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape != like.shape:
+            if moments:
+                rule.init_state(expected, {**own, **group}, torch.empty_like(param, device="meta"))
+                expected.update(dict.fromkeys(rule.lazy_state, param))
+            for name, value in moments.items():
+                shape = expected[name].shape if isinstance(expected.get(name), Tensor) else value.shape
+                if value.shape != shape:
                     raise ValueError(
                         f"loaded state {name!r} is of shape {tuple(value.shape)}, but its parameter in group {number} "
-                        f"needs {tuple(like.shape)}. The checkpoint is of another model, or the parameters "
-                        "are in another order"
+                        f"needs {tuple(shape)}. The checkpoint is of another model, or the parameters are in another "
+                        "order"
                     )

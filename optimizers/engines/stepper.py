@@ -57,6 +57,8 @@ class EagerJob:
     def run(self, rule: Any) -> bool:
         """### Step. False if the plan must be made anew, because the states have new entries"""
         assert self._counts is not None
+        if self.cohort.shared:
+            self._counts.refresh()
         step = step_foreach if self.reader == "foreach" else step_single
         with torch.no_grad():
             self._counts.advance(step(rule, self.cohort, self._scale))

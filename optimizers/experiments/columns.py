@@ -6,9 +6,9 @@ summary: Everyone who takes part in the timing - torch, other libraries, our rea
 
 # The columns
 
-All of them have the same parameters, gradients and hyper-parameters. Each has its own memory for parameters
-and states, as long as that fits: from `SHARED_ELEMENTS` on, they share the memory of the parameters. Arrays of that size
-stay in no cache from one step to the next, so it makes no difference to the time.
+All of them have the same parameters, gradients and hyper-parameters. Each has its own memory for parameters and
+states, as long as that fits: from `SHARED_ELEMENTS` on, they share the memory of the parameters. Arrays of that
+size stay in no cache from one step to the next, so it makes no difference to the time.
 
 Other libraries take part if they can be imported. They know Adam only.
 """
@@ -73,20 +73,23 @@ class Contest:
         return {name: factory for name, factory in found.items() if factory is not None}
 
     def _peers(self) -> dict[str, Factory | None]:
-        probe = self.ours([torch.zeros(1, requires_grad=True)], **self.options).param_groups[0]
-        common = {name: probe[name] for name in ("lr", "betas", "eps", "weight_decay") if name in probe}
-        if self.ours.__name__ not in ("Adam", "AdamW") or not set(self.options) <= set(common):
+        """### The other libraries, where they know the rule and its options"""
+        name = self.ours.__name__
+        if name not in ("Adam", "AdamW") or not set(self.options) <= {"lr", "betas", "eps", "weight_decay"}:
             return {}
-        peers = {"DeepSpeedCPUAdam": partial(_deepspeed, common, self.ours.__name__ == "AdamW")}
-        if not common.pop("weight_decay"):
+        group = self.ours([torch.zeros(1, requires_grad=True)], **self.options).param_groups[0]
+        common = {key: group[key] for key in ("lr", "betas", "eps")}
+        decay = group["weight_decay"]
+        peers = {"DeepSpeedCPUAdam": partial(_deepspeed, {**common, "weight_decay": decay}, name == "AdamW")}
+        if name == "Adam" and decay == 0:
             peers["labml_nn"] = partial(_labml, common)
-        return {name: self._import(name, peer) for name, peer in peers.items()}
+        return {peer: self._import(peer, make) for peer, make in peers.items()}
 
     def _import(self, name: str, peer: Callable[[], Factory]) -> Factory | None:
         try:
             return peer()
         except ModuleNotFoundError as error:
-            self.notes.append(f"{name} takes no part: {error.name} is not installed")
+            self.notes.append(f"{name} takes no part: {str(error.name).partition('.')[0]} is not installed")
         except Exception as error:
             # A peer may fail to import in any way, and the others go on without it.
             self.notes.append(f"{name} takes no part: {type(error).__name__}: {error}")
@@ -194,7 +197,7 @@ def _note(contest: Contest, text: str) -> None:
         contest.notes.append(text)
 
 
-def renew(params: list[Tensor], gradients: Sequence[Tensor]) -> None:
+def renew(params: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     """### Give every parameter a new gradient: a new tensor on these values"""
     for param, grad in zip(params, gradients, strict=True):
         param.grad = grad.detach()

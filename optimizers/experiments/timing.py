@@ -6,13 +6,13 @@ summary: Steps of several optimizers timed in turns, so that whatever else the m
 
 # Timing
 
-Times of different minutes can't be compared on a machine with other work, or with a clock that heats down. So the
-columns of a row take turns, many times, forwards and backwards. A turn is some untimed steps, until caches and
-threads are its own again, and then some timed ones. What counts is the median over all timed steps.
+Times of different minutes can't be compared on a machine with other work, or with a processor that slows down when
+hot. So the columns of a row take turns, many times, forwards and backwards. A turn is some untimed steps, until caches
+and threads are its own again, and then some timed ones. What counts is the median over all timed steps.
 
-Before each step, outside of the timed region, every gradient is replaced by a new tensor, as `backward` makes them after
-`zero_grad(set_to_none=True)`. To fill them anew would take longer than the steps, so a new gradient is a new tensor on
-one of two sets of values, in turns.
+Before each step, outside of the timed region, every gradient is replaced by a new tensor, as `backward` makes them
+after `zero_grad(set_to_none=True)`. To fill them anew would take longer than the steps, so a new gradient is a new
+tensor on one of two sets of values, in turns.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ A step sees of a model only the shapes of its parameters. So these are lists of 
 | 1x128 | 1 | 128 | what a step costs before it does anything |
 | MLP 784-128-10 | 4 | 101,770 | the handwritten digits |
 | 1000x 64x64 | 1000 | 4,096,000 | what each further tensor costs |
-| 465 groups | 465 | 4,500,992 | what each further group costs |
+| 465 groups | 465 | 4,486,656 | what each further group costs |
 | ResNet-50 | 161 | 25,557,032 | convolutions between many small norms |
 | GPT-2 124M | 148 | 124,439,808 | large matrices: how fast memory is |
 
@@ -91,7 +91,9 @@ def resnet50() -> tuple[Shape, ...]:
     channels = 64
     for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
         for block in range(blocks):
-            shapes += _convolution(channels, width, 1) + _convolution(width, width, 3) + _convolution(width, 4 * width, 1)
+            shapes += (
+                _convolution(channels, width, 1) + _convolution(width, width, 3) + _convolution(width, 4 * width, 1)
+            )
             if block == 0:
                 shapes += _convolution(channels, 4 * width, 1)
             channels = 4 * width
