@@ -210,7 +210,7 @@ class GenericAdaptiveOptimizer(Optimizer):
     _observed_step = _observed(_step)
 
     @functools.wraps(_step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """
         ### Perform a single optimization step
 

@@ -249,7 +249,7 @@ def test_columns_take_turns_and_slow_ones_get_five_rounds():
     columns = [Column(n, lambda n=n: calls.append(n), lambda grads: calls.append(grads)) for n in ("a", "b")]
     measure(columns, ["first", "second"], 1e-9)
     assert calls[0::2][:2] == ["first", "second"], "each step has the next gradients"
-    assert [len(column.seconds) for column in columns] == [MIN_ROUNDS] * 2
+    assert all(len(column.seconds) == MIN_ROUNDS for column in columns)
     steps = calls[1::2]
     changes = sum(x != y for x, y in pairwise(steps))
     assert changes == 1 + 1 + MIN_ROUNDS, "warm a and b, then a turn each, forwards and backwards"

@@ -108,6 +108,14 @@ def wish(rule: Any, cohort: Cohort) -> tuple[bool | None, bool | None]:
     return group["foreach"], group["fused"]
 
 
+def as_stored(name: str, value: float) -> float:
+    """
+    A scalar as it will be read back from its float32 tensor, so that a run that is resumed does not differ from one that
+    is not. A count is exact.
+    """
+    return value if name == "step" else ctypes.c_float(value).value
+
+
 def _has_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(v, Tensor) for v in value))
 
@@ -202,4 +210,4 @@ class Counts:
         for name, value in scalars.items():
             for cell in self._cells[name]:
                 cell.value = value
-        self.cohort.scalars = scalars
+        self.cohort.scalars = {name: as_stored(name, value) for name, value in scalars.items()}

@@ -31,7 +31,7 @@ from torch.autograd.graph import increment_version
 
 from optimizers.engines import compiler
 from optimizers.engines.c_kernel import c_source
-from optimizers.engines.cohort import Cohort, wish
+from optimizers.engines.cohort import Cohort, as_stored, wish
 from optimizers.engines.recorder import Node, Program, Tape, Unrecordable
 from optimizers.engines.state import compute_dtype, group_numbers, real_dtype
 
@@ -149,7 +149,7 @@ class FusedJob:
             launch.run()
         for k, name in enumerate(self.scalar_names):
             for cohort, value in zip(self.cohorts, self._after[k :: len(self.scalar_names)], strict=True):
-                cohort.scalars[name] = value
+                cohort.scalars[name] = as_stored(name, value)
         grown = [launch.adopt(rule) for launch in self.launches]
         return not any(grown)
 

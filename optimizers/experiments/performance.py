@@ -9,7 +9,7 @@ summary: Every reader timed against torch, other libraries and the limit of the 
     python -m optimizers.experiments.performance
 
 prints a table of the median time of a step, in microseconds, for [six workloads](workloads.html). It takes about three
-minutes and 12 GB of memory, nearly all of both for GPT-2. [The columns](columns.html) are
+minutes and 9 GB of memory (11 GB with the other libraries), most of both for GPT-2. [The columns](columns.html) are
 
 * torch's optimizer of the same name, as a loop, over lists, and with its fused kernel (which not every rule has);
 * `DeepSpeedCPUAdam` and labml's annotated Adam, where those are installed;

@@ -29,10 +29,13 @@ from typing import Any
 from torch import Tensor
 
 #: Each column first takes so many untimed steps, for at least so many seconds.
-WARM_STEPS, WARM_SECONDS = 3, 0.02
+WARM_STEPS, WARM_SECONDS = 2, 0.02
 
 #: A turn begins with untimed steps for so long, and at least one. An idle thread of OpenMP spins for about this time.
 SETTLE_SECONDS = 0.003
+
+#: A step as slow as this needs no untimed ones before it: nothing that another has left behind lasts so long.
+SLOW_SECONDS = 0.2
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
 MAX_STEPS = 1000
@@ -62,7 +65,7 @@ class Column:
     @property
     def settling(self) -> float:
         """### How long the untimed steps of a turn take"""
-        return max(self.pace, SETTLE_SECONDS)
+        return 0.0 if self.pace >= SLOW_SECONDS else max(self.pace, SETTLE_SECONDS)
 
 
 def measure(columns: list[Column], gradients: Sequence[Sequence[Tensor]], seconds: float) -> None:
@@ -107,11 +110,11 @@ def _plan(columns: list[Column], seconds: float) -> int:
 
 def _turn(column: Column, grads: Iterator[Sequence[Tensor]]) -> None:
     step, renew, settled = column.step, column.renew, perf_counter() + SETTLE_SECONDS
-    while True:
+    untimed = column.settling > 0
+    while untimed:
         renew(next(grads))
         step()
-        if perf_counter() >= settled:
-            break
+        untimed = perf_counter() < settled
     for _ in range(column.steps):
         renew(next(grads))
         begin = perf_counter()
