@@ -154,14 +154,11 @@ class GenericAdaptiveOptimizer(Optimizer):
 
     @staticmethod
     def _check_readers(group: dict[str, Any]) -> None:
-        """### Which ways of running a rule exclude each other, or are not there yet"""
+        """### Which ways of running a rule exclude each other"""
         if group["fused"] and group["differentiable"]:
             raise RuntimeError("`fused` does not support `differentiable`")
         if group["fused"] and group["foreach"]:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        for option in ("capturable", "differentiable"):
-            if group[option]:
-                raise NotImplementedError(f"{option}=True has no reader yet. Leave it out, or use torch.optim's class")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """
@@ -216,6 +213,9 @@ class GenericAdaptiveOptimizer(Optimizer):
 
         `closure` reevaluates the model and returns the loss, which is returned. Subclasses don't override this.
         """
+        if torch.compiler.is_compiling():
+            # A compiled kernel is what a step becomes by itself; the compiler goes round it.
+            return self._uncompiled_step(*args, **kwargs)
         # torch enters a profiler range and looks for hooks at every step, which takes longer than a small step.
         # Look first: without a profiler and without hooks there is nothing to enter.
         if (
@@ -229,6 +229,8 @@ class GenericAdaptiveOptimizer(Optimizer):
         return self._step(*args, **kwargs)
 
     step.hooked = True  # type: ignore[attr-defined]
+
+    _uncompiled_step = torch._disable_dynamo(step)  # type: ignore[attr-defined]
 
     def _patch_step_function(self) -> None:
         """### Hooks and profiler for a subclass that wraps the step after all"""

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optimizers.engines.c_kernel import STORAGE
-from optimizers.engines.state import compute_dtype, new_state, real_dtype
+from optimizers.engines.state import compute_dtype, new_state, real_dtype, settle_scalars
 
 
 @dataclass
@@ -78,6 +78,7 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
         if not state:
             state = new_state(rule, group, torch.empty_like(param, device="meta") if dry else param)
         turns.append(state)
+        settle_scalars(rule, state)
         scalars = {name: _number(state[name], name) for name in rule.scalar_state if name in state}
         tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in scalars}
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}

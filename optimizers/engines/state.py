@@ -69,10 +69,20 @@ def new_state(rule: Any, group: dict[str, Any], param: Tensor) -> dict[str, Any]
     """The state that a rule gives to a parameter before its first step."""
     state: dict[str, Any] = {}
     rule.init_state(state, group, param)
-    for name in rule.scalar_state:
-        if name in state:
-            state[name] = scalar_tensor(state[name])
+    settle_scalars(rule, state)
     return state
+
+
+def settle_scalars(rule: Any, state: dict[str, Any]) -> None:
+    """Give the scalars of a state the form that they have here, whoever put them there."""
+    for name in rule.scalar_state:
+        value = state.get(name)
+        if value is not None and not _is_scalar_tensor(value):
+            state[name] = scalar_tensor(value)
+
+
+def _is_scalar_tensor(value: Any) -> bool:
+    return type(value) is Tensor and value.dtype == torch.float32 and value.dim() == 0 and value.device.type == "cpu"
 
 
 def adopt_state(rule: Any, saved: dict[str, Any] | None) -> None:

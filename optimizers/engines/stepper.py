@@ -23,6 +23,7 @@ from torch import Tensor
 from optimizers.engines.cohort import Cohort, Counts, adopt, gather, wish
 from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.eager import step_foreach, step_single
+from optimizers.engines.functional import step_functional
 from optimizers.engines.fused import FusedJob
 from optimizers.engines.recorder import Tape, Unrecordable
 from optimizers.engines.report import Report, report_of
@@ -59,9 +60,10 @@ class EagerJob:
         assert self._counts is not None
         if self.cohort.shared:
             self._counts.refresh()
-        step = step_foreach if self.reader == "foreach" else step_single
-        with torch.no_grad():
-            self._counts.advance(step(rule, self.cohort, self._scale))
+        step = {"single": step_single, "foreach": step_foreach, "functional": step_functional}[self.reader]
+        with torch.set_grad_enabled(self.reader == "functional"):
+            scalars = step(rule, self.cohort, self._scale)
+        self._counts.advance(scalars)
         adopt(rule, self.cohorts)
         return len(self.cohort.states[0]) == self._entries
 
@@ -157,7 +159,9 @@ class Stepper:
 
     def _eager(self, rule: Any, cohort: Cohort, reason: str) -> EagerJob:
         group, reader = rule.param_groups[cohort.group], "single"
-        if group["foreach"] is not False and not cohort.sparse and not cohort.shared:
+        if group["differentiable"]:
+            reader = "functional"
+        elif group["foreach"] is not False and not cohort.sparse and not cohort.shared:
             try:
                 read_once(rule, cohort)
                 reader = "foreach"
@@ -193,6 +197,8 @@ def _is_ready(plan: Plan, rule: Any, scale: float | None) -> bool:
 
 def _unwanted(group: dict[str, Any]) -> str:
     """Why a group is not for kernels by its own wish, or nothing."""
+    if group["differentiable"]:
+        return "differentiable=True"
     if group["fused"] is False:
         return "fused=False"
     return "foreach=True" if group["foreach"] and not group["fused"] else ""
