@@ -28,11 +28,13 @@ The count is the base's: when a rule runs, `state["step"]` is already $t$. (A ru
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -89,6 +91,7 @@ class GenericAdaptiveOptimizer(Optimizer):
     lazy_state: ClassVar[tuple[str, ...]] = ()
 
     _inside_step = False
+    _state_is_known = False
     _loading: dict[str, Any] | None = None
 
     def __init__(
@@ -114,6 +117,7 @@ class GenericAdaptiveOptimizer(Optimizer):
             defaults["betas"] = tuple(defaults["betas"])
         self._stepper = Stepper()
         super().__init__(params, defaults)
+        self._state_is_known = False
         self._step_supports_amp_scaling = bool(defaults["fused"])
 
     @staticmethod
@@ -124,6 +128,34 @@ class GenericAdaptiveOptimizer(Optimizer):
         if isinstance(weight_decay, WeightDecay):
             return weight_decay.defaults()
         return WeightDecay(weight_decay, decoupled_weight_decay).defaults()  # type: ignore[arg-type]
+
+    # ## State
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """
+        ### The state of each parameter
+
+        Whoever asks for it may keep parts of it, and change them at any time. From then on the step looks at
+        every tensor in it, which otherwise would be half of its time where the parameters are small.
+        """
+        self._state_is_known = True
+        states: defaultdict[Tensor, Any] = self.__dict__["state"]
+        return states
+
+    @state.setter
+    def state(self, value: defaultdict[Tensor, Any]) -> None:
+        self._state_is_known = True
+        self.__dict__["state"] = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """### What is saved. The dictionaries are new, the tensors are the state's own, as in torch"""
+        known = self._state_is_known
+        saved = super().state_dict()
+        saved["state"] = {k: dict(v) if isinstance(v, dict) else v for k, v in saved["state"].items()}
+        if not (self._optimizer_state_dict_pre_hooks or self._optimizer_state_dict_post_hooks):
+            self._state_is_known = known
+        return saved
 
     # ## Parameter groups
 
@@ -213,7 +245,7 @@ class GenericAdaptiveOptimizer(Optimizer):
 
         `closure` reevaluates the model and returns the loss, which is returned. Subclasses don't override this.
         """
-        if torch.compiler.is_compiling():
+        if is_compiling():
             # A compiled kernel is what a step becomes by itself; the compiler goes round it.
             return self._uncompiled_step(*args, **kwargs)
         # torch enters a profiler range and looks for hooks at every step, which takes longer than a small step.
@@ -226,7 +258,9 @@ class GenericAdaptiveOptimizer(Optimizer):
             or _global_post_hooks
         ):
             return self._observed_step(*args, **kwargs)
-        return self._step(*args, **kwargs)
+        if args or kwargs:
+            return self._step(*args, **kwargs)
+        return self._stepper.step(self)
 
     step.hooked = True  # type: ignore[attr-defined]
 
@@ -290,12 +324,13 @@ class GenericAdaptiveOptimizer(Optimizer):
         adopt_state(self, self._loading)
         self._loading = None
         self._stepper = Stepper()
+        self._state_is_known = False
         self._step_supports_amp_scaling = bool(self.defaults.get("fused"))
 
     def __getstate__(self) -> dict[str, Any]:
         """### What is pickled and deep-copied: torch's part, and what a subclass keeps in public attributes"""
         own = {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}
-        return {**own, **super().__getstate__()}
+        return own
 
 
 def _check_betas(betas: Any, tensors_allowed: bool) -> None:

@@ -114,13 +114,14 @@ static inline float16 store_float16(float value) { return (float16)value; }
 # `offsets` are the sums of the sizes. Threads share the elements of all tensors evenly, whatever the sizes.
 _EPILOGUE = """
 typedef struct {
-    int64_t tensors, stride, numbers, counts, threads;
+    int64_t tensors, stride, cohorts, numbers, counts, threads;
     void **tables;
     const int64_t *offsets;
     const int32_t *rows;
     const double *scalars;
     float **cells;
-    const double *before, *after;
+    double *before;
+    const double *after;
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
     int (*thread)(void), (*team)(void);
 } launch;
@@ -145,7 +146,7 @@ static void work(void *argument) {
     if (begin < all) share(l, begin, begin + part < all ? begin + part : all);
 }
 
-/* 0 if every count is what the caller takes it for. */
+/* 0 if every count is what the caller takes it for; else a step does nothing. */
 int check(const launch *l) {
     for (int64_t c = 0; c < l->counts; c++)
         for (int64_t i = 0; i < l->tensors; i++)
@@ -153,12 +154,15 @@ int check(const launch *l) {
     return 0;
 }
 
-void step(const launch *l) {
+int step(const launch *l) {
+    if (check(l)) return 1;
     if (l->threads > 1) l->parallel(work, (void *)l, (unsigned)l->threads, 0);
     else share(l, 0, l->offsets[l->tensors]);
     for (int64_t c = 0; c < l->counts; c++)
         for (int64_t i = 0; i < l->tensors; i++)
             *l->cells[c * l->stride + i] = (float)l->after[c + l->counts * l->rows[i]];
+    for (int64_t k = 0; k < l->counts * l->cohorts; k++) l->before[k] = l->after[k];
+    return 0;
 }
 """
 

@@ -70,11 +70,12 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
         raise RuntimeError(rule.sparse_error)
     shared = _share_memory([p for _, p in active])
     # A parameter may be there twice (torch warns of it). It then steps twice, with one state.
+    states = states_of(rule)
     met: dict[int, list[dict[str, Any]]] = {}
     for index, param in active:
         group, grad = rule.param_groups[index], param if param.grad is None else param.grad
         turns = met.setdefault(id(param), [])
-        state = turns[0] if turns else rule.state.get(param)
+        state = turns[0] if turns else states.get(param)
         if not state:
             state = new_state(rule, group, torch.empty_like(param, device="meta") if dry else param)
         turns.append(state)
@@ -84,7 +85,7 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
         obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
         dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
-        kind = (param.dtype, param.device, grad.dtype, type(param), grad.layout, obstacle, dtypes, repr(others))
+        kind = (param.dtype, param.device, grad.dtype, type(param), grad.layout, obstacle, dtypes, *scalars, repr(others))
         key = (index, tuple(scalars.items()), kind, len(turns))
         if key not in cohorts:
             tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
@@ -100,7 +101,12 @@ def adopt(rule: Any, cohorts: list[Cohort]) -> None:
     for cohort in cohorts:
         for param, state in zip(cohort.params, cohort.states, strict=True):
             if state:
-                rule.state[param] = state
+                states_of(rule)[param] = state
+
+
+def states_of(rule: Any) -> dict[Tensor, dict[str, Any]]:
+    """The states of an optimizer, asked for by the engines: nobody else gets to know them by that."""
+    return vars(rule)["state"]  # type: ignore[no-any-return]
 
 
 def wish(rule: Any, cohort: Cohort) -> tuple[bool | None, bool | None]:

@@ -53,7 +53,7 @@ class Kernel:
     """## A compiled kernel: its functions `check` and `step`, of the address of a launch"""
 
     check: Callable[[int], int]
-    step: Callable[[int], None]
+    step: Callable[[int], int]
 
 
 _loaded: dict[str, Kernel] = {}
@@ -82,7 +82,7 @@ def load(source: str) -> Kernel:
             raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
         check, step = library.check, library.step
         check.argtypes = step.argtypes = (ctypes.c_void_p,)
-        check.restype, step.restype = ctypes.c_int, None
+        check.restype = step.restype = ctypes.c_int
         _loaded[source] = Kernel(check, step)
     return _loaded[source]
 

@@ -9,10 +9,8 @@ summary: The rule as one kernel over all tensors of an optimizer.
 A step looks whether anything has changed since the last one, reads the rule for each cohort, and calls one kernel
 with the addresses of all tensors and a row of numbers for each cohort.
 
-What may change under us: gradients are new tensors at every step, and may be sparse, of another dtype, or laid out
-differently; parameters and states may have been replaced or have moved in memory; a count may have been written.
-Whatever is not as expected makes `ready` return False, before anything is written. The stepper then looks at
-everything anew.
+Whatever is [not as expected](look.html) makes `ready` return False, before anything is written. The stepper then
+looks at everything anew.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
-from collections.abc import Callable, Sequence
 from itertools import chain
 from struct import Struct
 from typing import Any
@@ -31,8 +28,9 @@ from torch.autograd.graph import increment_version
 
 from optimizers.engines import compiler
 from optimizers.engines.c_kernel import c_source
-from optimizers.engines.cohort import Cohort, as_stored, wish
-from optimizers.engines.recorder import Node, Program, Tape, Unrecordable
+from optimizers.engines.cohort import Cohort, as_stored, states_of, wish
+from optimizers.engines.look import expected, expected_state, gradient_looker, state_looker
+from optimizers.engines.recorder import Node, Program, RecordedState, Tape, Unrecordable
 from optimizers.engines.state import compute_dtype, group_numbers, real_dtype
 
 #: Below this number of elements waking a second thread takes longer than it saves.
@@ -57,7 +55,7 @@ class Arguments(ctypes.Structure):
     """The argument of a kernel, `launch` in [the C back end](c_kernel.html)."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tensors", "stride", "numbers", "counts", "threads")),
+        *((name, ctypes.c_int64) for name in ("tensors", "stride", "cohorts", "numbers", "counts", "threads")),
         *((name, ctypes.c_void_p) for name in ("tables", "offsets", "rows", "scalars", "cells", "before", "after")),
         *((name, ctypes.c_void_p) for name in ("parallel", "thread", "team")),
     )
@@ -80,23 +78,20 @@ class FusedJob:
         leaves = ("param", "grad", *first.names)
         self.tape = tapes.setdefault(leaves, Tape(leaves))
         self.cohorts = cohorts
-        self.scalar_names = tuple(first.scalars)
-        self._wish = wish(rule, first)
+        self._group, self._wish = first.group, wish(rule, first)
         self._view = self.tape.state(first.others)
+        self._names = tuple(first.scalars)
+        self._now = [c.scalars[name] for c in cohorts for name in self._names]
         nodes, _, _ = self._read(rule, scale)
         # Cohorts whose readings agree share a launch, so they must lie side by side.
         order = sorted(range(len(cohorts)), key=lambda i: nodes.index(nodes[i]))
         self.cohorts = [cohorts[i] for i in order]
+        self._now = [c.scalars[name] for c in self.cohorts for name in self._names]
         self.nodes = [nodes[i] for i in order]
-        self.launches = [
-            Launch(
-                rule,
-                self.tape.program(node),
-                [c for c, n in zip(self.cohorts, self.nodes, strict=True) if n is node],
-                dry,
-            )
-            for node in dict.fromkeys(self.nodes)
-        ]
+        self.launches = []
+        for node in dict.fromkeys(self.nodes):
+            together = [c for c, n in zip(self.cohorts, self.nodes, strict=True) if n is node]
+            self.launches.append(Launch(rule, self.tape.program(node), together, dry))
 
     def _read(self, rule: Any, scale: float | None) -> tuple[list[Node], list[Any], list[float]]:
         """
@@ -104,54 +99,75 @@ class FusedJob:
 
         Gives the ends of the readings, the numbers for the kernels, and the scalars of the states after the step.
         """
-        tape, groups, names = self.tape, rule.param_groups, self.scalar_names
+        tape, groups, view, now = self.tape, rule.param_groups, self._view, self._now
         update, param, grad = rule.update_param, tape.param, tape.grad
-        view, counted, extra = self._view, "step" in names, len(names) > 1
+        only_count = self._names == ("step",)
         nodes: list[Node] = []
         numbers: list[Any] = []
         after: list[float] = []
-        for cohort in self.cohorts:
+        for index, cohort in enumerate(self.cohorts):
             group = groups[cohort.group]
             if group["lr"].__class__ is not float or cohort.tensor_hypers:
                 group = group_numbers(group)
             if view.written:
                 view = self._view = tape.state(cohort.others)
-            if extra or not counted:
-                dict.update(view, cohort.scalars)
-            if counted:
-                dict.__setitem__(view, "step", cohort.scalars["step"] + 1)
+            if only_count:
+                t = now[index] + 1
+                after.append(t)
+                dict.__setitem__(view, "step", t)
+            else:
+                self._set_scalars(view, index)
             tape.rewind()
             update(view, group, grad if scale is None else grad.div(scale), param)
             nodes.append(tape.node)
             numbers += tape.scalars
-            after += [view[name] for name in names]
+            if not only_count:
+                after += [as_stored(name, view[name]) for name in self._names]
         return nodes, numbers, after
 
-    def ready(self, rule: Any, scale: float | None) -> bool:
-        """### Prepare a step; False if something is not as it was. Nothing is written"""
-        nodes, numbers, after = self._read(rule, scale)
-        if nodes != self.nodes or wish(rule, self.cohorts[0]) != self._wish:
+    def _set_scalars(self, view: RecordedState, index: int) -> None:
+        for name, value in zip(self._names, self._now[index * len(self._names) :], strict=False):
+            dict.__setitem__(view, name, value + 1 if name == "step" else value)
+
+    def ready(self, rule: Any, scale: float | None, alone: bool) -> bool:
+        """
+        ### Prepare a step; False if something is not as it was. Nothing is written
+
+        A job that steps `alone` leaves it to its kernel to look at the counts.
+        """
+        group = rule.param_groups[self._group]
+        if (group["foreach"], group["fused"]) != self._wish:
             return False
-        at, counts = 0, len(self.scalar_names)
-        row = 0
-        for launch in self.launches:
-            rows = len(launch.cohorts)
-            size = rows * launch.numbers
-            if not launch.ready(numbers[at : at + size], after[row * counts : (row + rows) * counts]):
+        nodes, numbers, self._after = self._read(rule, scale)
+        if nodes != self.nodes:
+            return False
+        known, launches = rule._state_is_known, self.launches
+        if len(launches) == 1:
+            return launches[0].ready(known, numbers, self._after, alone)
+        at = row = 0
+        for launch in launches:
+            end, last = at + len(launch.cohorts) * launch.numbers, row + len(launch.cohorts) * len(self._names)
+            if not launch.ready(known, numbers[at:end], self._after[row:last], False):
                 return False
-            at, row = at + size, row + rows
-        self._after = after
+            at, row = end, last
         return True
 
     def run(self, rule: Any) -> bool:
         """### Step. False if the plan must be made anew, because the states have new entries"""
         for launch in self.launches:
-            launch.run()
-        for k, name in enumerate(self.scalar_names):
-            for cohort, value in zip(self.cohorts, self._after[k :: len(self.scalar_names)], strict=True):
-                cohort.scalars[name] = as_stored(name, value)
-        grown = [launch.adopt(rule) for launch in self.launches]
-        return not any(grown)
+            launch.run(rule._state_is_known)
+        self._now = self._after
+        for launch in self.launches:
+            launch.adopt(rule)
+        return not any([launch.new_state for launch in self.launches])  # noqa: C419 - a generator takes its time
+
+    def counts(self) -> list[int]:
+        """### The steps that each cohort has taken"""
+        return [int(t) for t in self._now[:: len(self._names)]] if "step" in self._names[:1] else []
+
+
+class Changed(Exception):
+    """A count is not what it was taken for; nothing was done."""
 
 
 class Launch:
@@ -181,20 +197,17 @@ class Launch:
         self.scalar_tensors = [s[name] for name in self.counts for s in self.states]
         # The cells are written through their addresses, so the memory must stay, whatever becomes of the tensors.
         self._storages = [t.untyped_storage() for t in self.scalar_tensors]
-        self._look = _looker(self.names, self.counts, self.params[0].is_complex())
-        self._rows = [self._row(p, s) for p, s in zip(self.params, self.states, strict=True)]
+        self._look, self._rows = gradient_looker(self.params), [expected(p) for p in self.params]
+        self._look_at_states = state_looker(self.names, self.counts)
+        self._state_rows = [expected_state(s, self.names, self.counts) for s in self.states]
         addresses = list(map(_data_ptr, self.params))
         for name in self.names:
             addresses += map(_data_ptr, [s[name] for s in self.states])
         added = [list(map(_data_ptr, tensors)) for tensors in self.new_state.values()]
         self.table = array("Q", [*addresses[:n], *([0] * n), *addresses[n:], *chain.from_iterable(added)])
         self._put_grads = Struct(f"{n}Q").pack_into
-        self._put_numbers = Struct(f"{rows * self.numbers}d").pack_into
-        self._put_counts = Struct(f"{rows * len(self.counts)}d").pack_into
-        written = [name for name in self.names if name in program.stores]
-        self.written = [s[name] for name in written for s in self.states]
-        if "param" in program.stores:
-            self.written += self.params
+        self._put_numbers = Struct(f"{rows * (self.numbers + len(self.counts))}d").pack_into
+        self._tensors = [s[name] for name in self.names for s in self.states]
         self._lay_out(n, rows)
 
     def _lay_out(self, n: int, rows: int) -> None:
@@ -204,35 +217,28 @@ class Launch:
         of_tensor = array("i", [row for row, c in enumerate(self.cohorts) for _ in c.params])
         cells = array("Q", map(_data_ptr, self.scalar_tensors))
         before = [float(c.scalars[name]) for c in self.cohorts for name in self.counts]
-        self._numbers = array("d", [0.0]) * max(1, rows * self.numbers)
-        self._before, self._after = array("d", before), array("d", before)
-        self._arrays = (offsets, of_tensor, cells)
-        self.arguments = a = Arguments(n, n, self.numbers, len(self.counts), 1)
+        # The numbers of the rule, then the scalars after the step.
+        self._numbers = array("d", [0.0] * rows * self.numbers + before)
+        self._arrays = (offsets, of_tensor, cells, array("d", before))
+        self.arguments = a = Arguments(n, n, rows, self.numbers, len(self.counts), 1)
         a.tables, a.offsets, a.rows, a.cells = map(_place, (self.table, offsets, of_tensor, cells))
-        a.scalars, a.before, a.after = map(_place, (self._numbers, self._before, self._after))
+        a.before, a.scalars = _place(self._arrays[-1]), _place(self._numbers)
+        a.after = a.scalars + 8 * rows * self.numbers
         self._argument = ctypes.addressof(a)
         runtime = compiler.openmp()
         self.parallel = runtime is not None and self.elements >= THREADING_ELEMENTS
         if runtime is not None:
             a.parallel, a.thread, a.team = runtime
 
-    def _row(self, param: Tensor, state: dict[str, Any]) -> tuple[Any, ...]:
-        """What `_look` expects of one parameter."""
-        grad: Any = param.grad
-        tensors = (state[name].data_ptr() for name in self.names)
-        return (
-            param,
-            state,
-            grad.stride(),
-            grad.dtype,
-            param.data_ptr(),
-            *tensors,
-            *(state[name] for name in self.counts),
-        )
+    def ready(self, state_is_known: bool, numbers: list[Any], after: list[float], alone: bool) -> bool:
+        """
+        ### Look whether all is as it was, and pass the kernel what is new: gradients and numbers
 
-    def ready(self, numbers: Sequence[Any], after: Sequence[float]) -> bool:
-        """### Look whether all is as it was, and pass the kernel what is new: gradients and numbers"""
+        States are looked at if somebody outside the engines may know them.
+        """
         try:
+            if state_is_known and not self._look_at_states(self._state_rows):
+                return False
             grads = self._look(self._rows)
         except (AttributeError, KeyError, RuntimeError):
             # A state or a gradient is missing, or a gradient is sparse, and has no strides.
@@ -241,55 +247,27 @@ class Launch:
             return False
         self._put_grads(self.table, 8 * len(grads), *grads)
         try:
-            self._put_numbers(self._numbers, 0, *numbers)
+            self._put_numbers(self._numbers, 0, *numbers, *after)
         except Exception as error:
             raise Unrecordable(f"a number of the rule is not one: {error}") from error
-        self._put_counts(self._after, 0, *after)
         if self.parallel:
             self.arguments.threads = 1 if _forked else torch.get_num_threads()
-        return self.kernel.check(self._argument) == 0
+        return alone or self.kernel.check(self._argument) == 0
 
-    def run(self) -> None:
-        """### Step"""
-        self.kernel.step(self._argument)
-        increment_version(self.written)
-        self._before[:] = self._after
+    def run(self, state_is_known: bool) -> None:
+        """### Step, and tell autograd what was written, as far as anybody else can have used it"""
+        if self.kernel.step(self._argument):
+            raise Changed
+        increment_version(self.params)
+        if state_is_known:
+            increment_version(self._tensors)
 
-    def adopt(self, rule: Any) -> bool:
-        """### Put what the rule added to the states in its place, and say whether there was anything"""
+    def adopt(self, rule: Any) -> None:
+        """### Put what the rule added to the states in its place"""
         for name, tensors in self.new_state.items():
             for param, state, tensor in zip(self.params, self.states, tensors, strict=True):
                 state[name] = tensor
-                rule.state[param] = state
-        return bool(self.new_state)
-
-
-def _looker(names: tuple[str, ...], counts: tuple[str, ...], is_complex: bool) -> Callable[[Any], list[int] | None]:
-    """
-    ## The function that looks at every tensor at every step
-
-    It gives the addresses of the gradients, or None if anything else than they has changed. Python's time per parameter
-    decides the speed of small models, so it is written for the names at hand, without inner loops.
-    """
-    places = [f"at_{i}" for i in range(len(names))]
-    cells = [f"cell_{i}" for i in range(len(counts))]
-    changed = [f"state[{name!r}].data_ptr() != {place}" for name, place in zip(names, places, strict=True)]
-    changed += [f"state[{name!r}] is not {cell}" for name, cell in zip(counts, cells, strict=True)]
-    changed += ["grad.is_conj()"] if is_complex else []
-    source = f"""
-def look(rows):
-    addresses = []
-    append = addresses.append
-    for {", ".join(["param", "state", "stride", "dtype", "at", *places, *cells])} in rows:
-        grad = param.grad
-        if {" or ".join(["grad.stride() != stride", "grad.dtype is not dtype", "param.data_ptr() != at", *changed])}:
-            return None
-        append(grad.data_ptr())
-    return addresses
-"""
-    namespace: dict[str, Any] = {}
-    exec(source, namespace)
-    return namespace["look"]  # type: ignore[no-any-return]
+                states_of(rule)[param] = state
 
 
 def _numel(tensor: Tensor) -> int:

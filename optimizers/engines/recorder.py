@@ -305,21 +305,27 @@ def _composed(name: str, prepare: Callable[..., Operation]) -> Methods:
 
 
 def _scaled(name: str) -> Methods:
-    def operation(name: str, self: Recorded, other: Any, alpha: Any) -> Operation:
-        operand = other.id if other.__class__ is Recorded else self._tape.operand(other)
-        if alpha is None:
-            return (name, self.id, operand)
-        self._tape.scalars.append(alpha)
-        return (name, self.id, operand, None)
-
     in_place = name + "_"
 
     def method(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
-        return self._tape.make(operation(name, self, other, alpha))
+        operand = self._tape.operand(other)
+        if alpha is None:
+            return self._tape.make((name, self.id, operand))
+        self._tape.scalars.append(alpha)
+        return self._tape.make((name, self.id, operand, None))
 
     def method_(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
         tape = self._tape
-        node = tape.node = tape.node[operation(in_place, self, other, alpha)]
+        if other.__class__ is Recorded:
+            operand = other.id
+        else:
+            operand = None
+            tape.scalars.append(other)
+        if alpha is None:
+            node = tape.node = tape.node[in_place, self.id, operand]
+        else:
+            tape.scalars.append(alpha)
+            node = tape.node = tape.node[in_place, self.id, operand, None]
         self.id = node.id
         return self
 
@@ -327,22 +333,26 @@ def _scaled(name: str) -> Methods:
 
 
 def _ternary(name: str) -> Methods:
-    def operation(name: str, self: Recorded, one: Any, two: Any, value: Any) -> Operation:
-        one = one.id if one.__class__ is Recorded else self._tape.operand(one)
-        two = two.id if two.__class__ is Recorded else self._tape.operand(two)
-        if value is None:
-            return (name, self.id, one, two)
-        self._tape.scalars.append(value)
-        return (name, self.id, one, two, None)
-
     in_place = name + "_"
+
+    def operation(name: str, self: Recorded, one: Any, two: Any, value: Any) -> Operation:
+        tape = self._tape
+        operands = (name, self.id, tape.operand(one), tape.operand(two))
+        if value is None:
+            return operands
+        tape.scalars.append(value)
+        return (*operands, None)
 
     def method(self: Recorded, one: Any, two: Any, *, value: Any = None) -> Recorded:
         return self._tape.make(operation(name, self, one, two, value))
 
     def method_(self: Recorded, one: Any, two: Any, *, value: Any = None) -> Recorded:
         tape = self._tape
-        node = tape.node = tape.node[operation(in_place, self, one, two, value)]
+        if value is None or one.__class__ is not Recorded or two.__class__ is not Recorded:
+            node = tape.node = tape.node[operation(in_place, self, one, two, value)]
+        else:
+            tape.scalars.append(value)
+            node = tape.node = tape.node[in_place, self.id, one.id, two.id, None]
         self.id = node.id
         return self
 
@@ -350,21 +360,18 @@ def _ternary(name: str) -> Methods:
 
 
 def _lerp(name: str) -> Methods:
-    def operation(name: str, self: Recorded, end: Any, weight: Any) -> Operation:
-        end = end.id if end.__class__ is Recorded else self._tape.operand(end)
-        if weight.__class__ is Recorded:
-            return (name, self.id, end, weight.id)
-        self._tape.scalars.append(weight)
-        return (name, self.id, end, None)
-
     in_place = name + "_"
 
     def method(self: Recorded, end: Any, weight: Any) -> Recorded:
-        return self._tape.make(operation(name, self, end, weight))
+        return self._tape.make((name, self.id, self._tape.operand(end), self._tape.operand(weight)))
 
     def method_(self: Recorded, end: Any, weight: Any) -> Recorded:
         tape = self._tape
-        node = tape.node = tape.node[operation(in_place, self, end, weight)]
+        if end.__class__ is Recorded and weight.__class__ is not Recorded:
+            tape.scalars.append(weight)
+            node = tape.node = tape.node[in_place, self.id, end.id, None]
+        else:
+            node = tape.node = tape.node[in_place, self.id, tape.operand(end), tape.operand(weight)]
         self.id = node.id
         return self
 

@@ -72,7 +72,11 @@ def report_of(rule: str, jobs: Sequence[Any]) -> Report:
                 Entry(
                     reader=job.reader,
                     groups=tuple(sorted({c.group for c in cohorts})),
-                    steps=tuple(sorted({int(c.scalars["step"]) for c in cohorts if "step" in c.scalars})),
+                    steps=tuple(
+                        sorted(
+                            {n for c, n in zip(job.cohorts, job.counts(), strict=False) if any(c is x for x in cohorts)}
+                        )
+                    ),
                     cohorts=len(cohorts),
                     tensors=len(tensors),
                     elements=sum(t.numel() for t in tensors),

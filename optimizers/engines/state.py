@@ -95,7 +95,7 @@ def adopt_state(rule: Any, saved: dict[str, Any] | None) -> None:
     params = [p for group in rule.param_groups for p in group["params"]]
     sources = _saved_by_param(params, saved) if saved is not None else {}
     for param in params:
-        state = rule.state.get(param)
+        state = vars(rule)["state"].get(param)
         if not state:
             continue
         source = sources.get(id(param), {})

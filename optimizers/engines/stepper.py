@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizers.engines.cohort import Cohort, Counts, adopt, gather, wish
+from optimizers.engines.cohort import Cohort, Counts, adopt, gather, states_of, wish
 from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.eager import step_foreach, step_single
 from optimizers.engines.functional import step_functional
-from optimizers.engines.fused import FusedJob
+from optimizers.engines.fused import Changed, FusedJob
 from optimizers.engines.recorder import Tape, Unrecordable
 from optimizers.engines.report import Report, report_of
 from optimizers.engines.state import group_numbers
@@ -44,7 +44,7 @@ class EagerJob:
         self._scale: float | None = None
         self._wish = wish(rule, cohort)
 
-    def ready(self, rule: Any, scale: float | None) -> bool:
+    def ready(self, rule: Any, scale: float | None, alone: bool) -> bool:
         """### False if something is not as it was"""
         if self._counts is None:
             self._counts = Counts(self.cohort)
@@ -67,6 +67,10 @@ class EagerJob:
         adopt(rule, self.cohorts)
         return len(self.cohort.states[0]) == self._entries
 
+    def counts(self) -> list[int]:
+        """### The steps that the cohort has taken"""
+        return [int(self.cohort.scalars["step"])] if "step" in self.cohort.scalars else []
+
 
 def read_once(rule: Any, cohort: Cohort) -> None:
     """
@@ -87,7 +91,7 @@ class Plan:
         self._params = [p for g in rule.param_groups for p in g["params"]]
         stepping = {id(p) for job in jobs for cohort in job.cohorts for p in cohort.params}
         self._idle = [p for p in self._params if id(p) not in stepping]
-        self._states = list(rule.state.values())
+        self._states = list(states_of(rule).values())
 
     def ready(self, rule: Any, scale: float | None) -> bool:
         """### Whether the same parameters step as before; every job is then prepared"""
@@ -97,10 +101,22 @@ class Plan:
             return False
         if self._idle and any(p.grad is not None for p in self._idle):
             return False
-        states = rule.state.values()
-        if len(states) != len(self._states) or not all(map(is_, states, self._states)):
-            return False
-        return all([job.ready(rule, scale) for job in self.jobs])  # noqa: C419 - a generator takes its time
+        if rule._state_is_known:
+            states = states_of(rule).values()
+            if len(states) != len(self._states) or not all(map(is_, states, self._states)):
+                return False
+        alone = len(self.jobs) == 1
+        for job in self.jobs:  # noqa: SIM110 - a generator takes its time
+            if not job.ready(rule, scale, alone):
+                return False
+        return True
+
+    def run(self, rule: Any) -> bool:
+        """### Step. False if the plan does not hold for the next one"""
+        holds = True
+        for job in self.jobs:
+            holds = job.run(rule) and holds
+        return holds
 
 
 class Stepper:
@@ -126,13 +142,18 @@ class Stepper:
             grad_scale: Tensor | None = getattr(rule, "grad_scale", None)
             scale = None if grad_scale is None else float(grad_scale.item())
         plan = self._plan
-        if plan is None or not _is_ready(plan, rule, scale):
-            self._plan = None
-            plan = self._make(rule, scale)
-            if not plan.ready(rule, scale):
-                raise RuntimeError("the parameters, gradients or states changed while the step was prepared")
-        kept = [job.run(rule) for job in plan.jobs]
-        self._plan = plan if all(kept) else None
+        try:
+            if plan is not None and plan.ready(rule, scale):
+                if not plan.run(rule):
+                    self._plan = None
+                return
+        except (Unrecordable, NoCompiler, Changed):
+            pass
+        self._plan = None
+        plan = self._make(rule, scale)
+        if not plan.ready(rule, scale):
+            raise RuntimeError("the parameters, gradients or states changed while the step was prepared")
+        self._plan = plan if plan.run(rule) else None
 
     @torch.no_grad()
     def _make(self, rule: Any, scale: float | None = None, dry: bool = False) -> Plan:
@@ -186,13 +207,6 @@ class Stepper:
         jobs = self._plan_to_show(rule).jobs
         sources = dict.fromkeys(launch.source for job in jobs if isinstance(job, FusedJob) for launch in job.launches)
         return "\n".join(sources)
-
-
-def _is_ready(plan: Plan, rule: Any, scale: float | None) -> bool:
-    try:
-        return plan.ready(rule, scale)
-    except (Unrecordable, NoCompiler):
-        return False
 
 
 def _unwanted(group: dict[str, Any]) -> str:

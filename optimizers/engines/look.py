@@ -1,0 +1,86 @@
+"""
+---
+title: Looking for changes
+summary: What may have changed since the last step, found out quickly.
+---
+
+# Looking for changes
+
+Between two steps anything may happen: gradients are new tensors each time, and may be sparse, of another dtype or shape,
+or laid out differently; a parameter's memory may have been exchanged; states may have been replaced. A kernel
+that trusts an old address then computes rubbish, or worse. So every step looks.
+
+Python's time per parameter decides the speed of small models. The functions that look are therefore written out
+for the case at hand, without inner loops. They give None, or False, if something is not as expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def expected(param: Tensor) -> tuple[Any, ...]:
+    """What is expected of a parameter and its gradient: a row for the function that `gradient_looker` gives."""
+    grad: Any = param.grad
+    return param, param.data_ptr(), grad.dtype, grad.numel(), grad.stride()
+
+
+def gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
+    """
+    ## Look at parameters and gradients
+
+    The function gives the addresses of the gradients. It raises `AttributeError` or `RuntimeError` where a gradient
+    is missing or sparse.
+    """
+    checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel"]
+    # Asking whether a tensor is contiguous is quicker than asking for its strides.
+    contiguous = all(p.is_contiguous() for p in params)
+    checks.append("not grad.is_contiguous()" if contiguous else "grad.stride() != stride")
+    checks += ["grad.is_conj()"] if params[0].is_complex() else []
+    look: Callable[[Any], list[int] | None] = _compiled(f"""
+def look(rows):
+    addresses = []
+    append = addresses.append
+    for param, at, dtype, numel, stride in rows:
+        grad = param.grad
+        if {" or ".join(checks)}:
+            return None
+        append(grad.data_ptr())
+    return addresses
+""")
+    return look
+
+
+def expected_state(state: dict[str, Any], names: tuple[str, ...], scalars: tuple[str, ...]) -> tuple[Any, ...]:
+    """What is expected of a state: a row for the function that `state_looker` gives."""
+    return state, *(state[name].data_ptr() for name in names), *(state[name] for name in scalars)
+
+
+def state_looker(names: tuple[str, ...], scalars: tuple[str, ...]) -> Callable[[Any], bool]:
+    """
+    ## Look at states
+
+    The tensors `names` must lie where they lay. The scalars must be the same objects; their values are the kernel's
+    to look at. The function raises `KeyError` where one is missing.
+    """
+    places = [f"at_{i}" for i in range(len(names))]
+    cells = [f"cell_{i}" for i in range(len(scalars))]
+    checks = [f"state[{name!r}].data_ptr() != {place}" for name, place in zip(names, places, strict=True)]
+    checks += [f"state[{name!r}] is not {cell}" for name, cell in zip(scalars, cells, strict=True)]
+    look: Callable[[Any], bool] = _compiled(f"""
+def look(rows):
+    for {", ".join(["state", *places, *cells])}, in rows:
+        if {" or ".join(checks) or "False"}:
+            return False
+    return True
+""")
+    return look
+
+
+def _compiled(source: str) -> Any:
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    return namespace["look"]
