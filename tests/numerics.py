@@ -1,8 +1,8 @@
 """
 How far each reader is from the formula: `python -m tests.numerics` measures it and writes `docs/numerics.md`.
 
-A distance is the largest over 100 steps and all elements, against the formulas of `tests/reference.py` in float64 from the
-same numbers, in ULP of the largest number that the tensor held on the way.
+A distance is the largest over 100 steps and all elements, against the formulas of `tests/reference.py` in float64 from
+the same numbers, in ULP of the largest number that the tensor held on the way.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ SHAPES = [(64, 33), (7,)]
 HEAD = """\
 # Numerics
 
-How far each reader is from the formulas of the papers. Every rule and option of `tests/rules.py` takes {steps} steps from
-the same numbers as its formula in float64 (`tests/reference.py`). The distance is the largest over all steps and
+How far each reader is from the formulas of the papers. Every rule and option of `tests/rules.py` takes {steps} steps
+from the same numbers as its formula in float64 (`tests/reference.py`). The distance is the largest over all steps and
 elements, in ULP of the largest number that the tensor held on the way: 1 ULP is 2⁻⁵² of it in float64, 2⁻²³ in float32,
 2⁻⁷ in bfloat16 and 2⁻¹⁰ in float16.
 
@@ -32,8 +32,8 @@ elements, in ULP of the largest number that the tensor held on the way: 1 ULP is
   stored in the same dtype, as in torch, and that is where most of the distance comes from: the moving averages of an
   8-bit number forget what is much smaller than themselves.
 
-Each cell has the largest distance measured and, in brackets, the bound that the tests assert: twice the distance, rounded
-up, because another processor may round elsewhere. This page is written by `python -m tests.numerics`.
+Each cell has the largest distance measured and, in brackets, the bound that the tests assert: twice the distance,
+rounded up, because another processor may round elsewhere. This page is written by `python -m tests.numerics`.
 
 """
 

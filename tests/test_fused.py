@@ -390,10 +390,6 @@ def _rounds(state, group, grad, param):
     param.sub_(grad.div(0.5, rounding_mode="floor"), alpha=group["lr"])
 
 
-def _masks(state, group, grad, param):
-    param.sub_(grad * ((grad > 0) & (param > 0)), alpha=group["lr"])
-
-
 def _multiplies_by_a_tensor(state, group, grad, param):
     param.sub_(grad * torch.tensor([0.5, 1.0, 2.0]), alpha=group["lr"])
 
@@ -411,7 +407,6 @@ REFUSED = {
     "writes at an index": (_indexes, "setitem|index|\\["),
     "floor division": (_floors, "floor|//"),
     "rounding mode": (_rounds, "rounding_mode|div"),
-    "masks": (_masks, "and|&"),
     "multiplies by a tensor": (_multiplies_by_a_tensor, "tensor|Tensor"),
     "tensor first": (_tensor_first, "tensor|Tensor"),
 }

@@ -280,17 +280,6 @@ def test_bad_parameters_are_refused_in_torchs_words(ours, theirs, params):
     assert str(got.value) == str(want.value)
 
 
-@all_pairs
-@pytest.mark.parametrize("option", ["capturable", "differentiable"])
-def test_what_has_no_reader_yet_is_refused_by_name(ours, theirs, option):
-    if option not in inspect.signature(ours).parameters:
-        pytest.skip("not an argument of this class")
-    with pytest.raises(NotImplementedError, match=f"{option}=True"):
-        ours(_p(), **{option: True})
-    with pytest.raises(NotImplementedError, match=f"{option}=True"):
-        ours([{"params": _p(), option: True}])
-
-
 # ## Groups
 
 

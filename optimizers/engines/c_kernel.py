@@ -18,6 +18,7 @@ same bits wherever it lies.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -38,17 +39,19 @@ _FORMULAS = {
     "mul": "{0} * {1}",
     "div": "{0} / {1}",
     "div_number": "{0} * {r1}",
+    "exact_div": "{0} / {1}",
     "pow": "POW({0}, {1})",
-    "maximum": "({0} > {1} || {0} != {0}) ? {0} : {1}",
-    "minimum": "({0} < {1} || {0} != {0}) ? {0} : {1}",
+    "maximum": "LARGEST({0}, {1})",
+    "minimum": "SMALLEST({0}, {1})",
     "addcmul": "FMA({1}, {2}, {0})",
     "addcmul_scaled": "FMA({3} * {1}, {2}, {0})",
     "addcdiv": "{0} + {1} / {2}",
     "addcdiv_scaled": "{0} + {3} * {1} / {2}",
     "lerp": "LERP({0}, {1}, {2})",
-    "clamp": "({0} < {1}) ? {1} : ({0} > {2}) ? {2} : {0}",
-    "clamp_min": "({0} < {1}) ? {1} : {0}",
-    "clamp_max": "({0} > {1}) ? {1} : {0}",
+    "clamp": "SMALLER(LARGER({0}, {1}), {2})",
+    "clamp_tensors": "SMALLEST(LARGEST({0}, {1}), {2})",
+    "clamp_min": "LARGER({0}, {1})",
+    "clamp_max": "SMALLER({0}, {1})",
     "sqrt": "SQRT({0})",
     "rsqrt": "1 / SQRT({0})",
     "reciprocal": "1 / {0}",
@@ -65,6 +68,9 @@ _FORMULAS = {
     "ge": "(real)({0} >= {1})",
     "eq": "(real)({0} == {1})",
     "ne": "(real)({0} != {1})",
+    "and": "(real)({0} != 0 && {1} != 0)",
+    "or": "(real)({0} != 0 || {1} != 0)",
+    "not": "(real)({0} == 0)",
     "where": "({0} != 0) ? {1} : {2}",
 }
 
@@ -85,7 +91,11 @@ typedef {real} real;
 #else
 #define FMA(a, b, c) ((a) * (b) + (c))
 #endif
-#define LERP(a, b, w) ((ABS(w) < (real)0.5) ? FMA(w, (b) - (a), a) : FMA(-((b) - (a)), 1 - (w), b))
+#define LARGEST(a, b) (((a) > (b) || (a) != (a)) ? (a) : (b))
+#define SMALLEST(a, b) (((a) < (b) || (a) != (a)) ? (a) : (b))
+#define LARGER(a, b) (((a) >= (b) || (a) != (a)) ? (a) : (b))
+#define SMALLER(a, b) (((a) <= (b) || (a) != (a)) ? (a) : (b))
+#define LERP(a, b, w) ((ABS(w) < (real)0.5) ? FMA(w, (b) - (a), a) : FMA((w) - 1, (b) - (a), b))
 """
 
 _BFLOAT16 = """
@@ -174,34 +184,40 @@ def c_source(title: str, program: Program, real: torch.dtype, slots: Sequence[to
     `real` is the dtype of the arithmetic. `slots` are the dtypes in memory of the leaves and then of the new state.
     """
     names = [*program.leaves, *program.new_state]
-    written = {**program.stores, **program.new_state}
-    parts = [f"/* {title}\n * {len(program.steps)} operations on {', '.join(names)} */\n"]
+    heading = f"{title}: {len(program.steps)} operations on {', '.join(names)}"
+    parts = [f"/* {heading.replace('*/', '* /')} */\n"]
     suffix = "f" if real == torch.float32 else ""
     parts.append(_PROLOGUE.replace("{real}", STORAGE[real]).replace("{f}", suffix).replace("{F}", suffix.upper()))
     parts.extend(text for dtype, text in ((torch.bfloat16, _BFLOAT16), (torch.float16, _FLOAT16)) if dtype in slots)
-    parts.append(_update(program, names, written, slots))
+    parts.append(_update(program, [_variable(name, slot) for slot, name in enumerate(names)], slots))
     addresses = ", ".join(f"l->tables[{slot} * l->stride + i]" for slot in range(len(names)))
     parts.append(_EPILOGUE.replace("POINTERS", addresses))
     return "".join(parts)
 
 
-def _update(program: Program, names: list[str], written: dict[str, int], slots: Sequence[torch.dtype]) -> str:
+def _variable(name: str, slot: int) -> str:
+    """A name of a state as a name in C: any text may be one, and none may be taken for a number or a value."""
+    return f"{re.sub(r'[^A-Za-z_]', '_', name) or 'state'}_{slot}"
+
+
+def _update(program: Program, names: list[str], slots: Sequence[torch.dtype]) -> str:
     """### The loop: load, the operations, store"""
+    written = {**program.stores, **dict(enumerate(program.new_state.values(), len(program.leaves)))}
     arguments = ", ".join(
-        f"{'' if name in written else 'const '}{STORAGE[dtype]} *restrict {name}_"
-        for name, dtype in zip(names, slots, strict=True)
+        f"{'' if slot in written else 'const '}{STORAGE[dtype]} *restrict {name}_at"
+        for slot, (name, dtype) in enumerate(zip(names, slots, strict=True))
     )
-    numbers, body = _body(program)
-    used = _used(program, written)
+    numbers, body = _body(program, names)
+    used = {id for step in program.steps for id in step.operands} | set(written.values())
     loads = [
-        f"const real {name} = {_load(dtype)}({name}_[i]);"
-        for id, (name, dtype) in enumerate(zip(program.leaves, slots, strict=False))
-        if id in used
+        f"const real {name} = {_load(dtype)}({name}_at[i]);"
+        for slot, (name, dtype) in enumerate(zip(names, slots, strict=True))
+        if slot in used and slot < len(program.leaves)
     ]
     stores = [
-        f"{name}_[i] = {_store(dtype)}({_value(program, written[name])});"
-        for name, dtype in zip(names, slots, strict=True)
-        if name in written
+        f"{name}_at[i] = {_store(dtype)}({_value(program, names, written[slot])});"
+        for slot, (name, dtype) in enumerate(zip(names, slots, strict=True))
+        if slot in written
     ]
     lines = [*numbers, "for (int64_t i = from; i < to; i++) {", *("    " + s for s in (*loads, *body, *stores)), "}"]
     head = (
@@ -210,7 +226,7 @@ def _update(program: Program, names: list[str], written: dict[str, int], slots: 
     return head + "".join(f"    {line}\n" for line in lines) + "}\n"
 
 
-def _body(program: Program) -> tuple[list[str], list[str]]:
+def _body(program: Program, names: list[str]) -> tuple[list[str], list[str]]:
     numbers: list[str] = []
     body: list[str] = []
     comment = ""
@@ -223,7 +239,7 @@ def _body(program: Program) -> tuple[list[str], list[str]]:
                 numbers.append(f"const real s{index} = (real)({'1 / ' if inverse else ''}scalars[{index}]);")
                 operands.append(f"s{index}")
             else:
-                operands.append(_value(program, id))
+                operands.append(_value(program, names, id))
         if step.source != comment:
             comment = step.source
             body.append(f"/* {comment.replace('*/', '* /')} */")
@@ -243,12 +259,8 @@ def _formula(step: Step, operands: list[str]) -> str:
     return template.format(*operands, r1=operands[-1])
 
 
-def _value(program: Program, id: int) -> str:
-    return program.leaves[id] if id < len(program.leaves) else f"x{id}"
-
-
-def _used(program: Program, written: dict[str, int]) -> set[int | None]:
-    return {id for step in program.steps for id in step.operands} | set(written.values())
+def _value(program: Program, names: list[str], id: int) -> str:
+    return names[id] if id < len(program.leaves) else f"x{id}"
 
 
 def _load(dtype: torch.dtype) -> str:

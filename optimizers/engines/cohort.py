@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -85,7 +86,8 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
         obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
         dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
-        kind = (param.dtype, param.device, grad.dtype, type(param), grad.layout, obstacle, dtypes, *scalars, repr(others))
+        memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout)
+        kind = (*memory, obstacle, dtypes, tuple(scalars), repr(others))
         key = (index, tuple(scalars.items()), kind, len(turns))
         if key not in cohorts:
             tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
@@ -117,8 +119,8 @@ def wish(rule: Any, cohort: Cohort) -> tuple[bool | None, bool | None]:
 
 def as_stored(name: str, value: float) -> float:
     """
-    A scalar as it will be read back from its float32 tensor, so that a run that is resumed does not differ from one that
-    is not. A count is exact.
+    A scalar as it will be read back from its float32 tensor, so that a run that is resumed does not differ from one
+    that is not. A count is exact.
     """
     return value if name == "step" else ctypes.c_float(value).value
 
@@ -133,10 +135,20 @@ def _number(value: Any, name: str) -> float:
 
 
 def _share_memory(params: list[Tensor]) -> bool:
-    """Whether two parameters begin at the same place: they then must move one after the other."""
-    plain = [p for p in params if p.layout == torch.strided and type(p) in (Tensor, Parameter)]
-    places = [p.data_ptr() for p in plain if p.numel() and p.device.type != "meta"]
-    return len(places) != len(set(places))
+    """Whether two parameters lie over each other: they then must move one after the other."""
+    spans = sorted(
+        _span(p) for p in params if p.layout == torch.strided and type(p) in (Tensor, Parameter) and p.numel()
+    )
+    return any(start < end for (_, end), (start, _) in pairwise(spans))
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte and of the one after the last."""
+    if tensor.device.type == "meta":
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool) -> str:
@@ -145,6 +157,8 @@ def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool
         return f"the parameter is a {type(param).__name__}"
     if param.device.type != "cpu":
         return f"there is no kernel for the device {param.device.type!r} yet"
+    if param.layout == torch.strided and not _is_dense(param):
+        return f"the parameter has gaps in memory: shape {tuple(param.shape)}, strides {param.stride()}"
     for what, tensor in (("parameter", param), ("gradient", grad), *((f"state {n!r}", t) for n, t in tensors.items())):
         if tensor.layout != torch.strided:
             return f"the {what} is {tensor.layout}"
@@ -158,8 +172,6 @@ def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool
             return f"the {what} is a lazily negated or conjugated view"
         if tensor.device != param.device and not dry:
             return f"the {what} is on {tensor.device}"
-    if not _is_dense(param):
-        return f"the parameter has gaps in memory: shape {tuple(param.shape)}, strides {param.stride()}"
     if compute_dtype(param) not in (torch.float32, torch.float64):
         return f"the parameter has dtype {param.dtype}"
     return ""

@@ -57,6 +57,8 @@ class Kernel:
 
 
 _loaded: dict[str, Kernel] = {}
+# A compiler that failed is not called again at every step, unless the environment has changed.
+_failed: dict[tuple[str, ...], str] = {}
 
 
 def short_name(source: str) -> str:
@@ -71,20 +73,38 @@ def load(source: str) -> Kernel:
     Compiled if it isn't in the cache. Raises `NoCompiler`.
     """
     if source not in _loaded:
-        compiler = _compiler(os.environ.get("CC", ""), os.environ.get("PATH", ""))
-        folder = cache_folder()
-        path = folder / f"{_key(source, compiler)}.so"
-        if not _is_whole(path):
-            _compile(source, compiler, folder, path)
+        environment = (source, *(os.environ.get(name, "") for name in ("CC", "PATH", "OPTIMIZERS_CACHE_DIR")))
+        if environment in _failed:
+            raise NoCompiler(_failed[environment])
         try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
-        check, step = library.check, library.step
-        check.argtypes = step.argtypes = (ctypes.c_void_p,)
-        check.restype = step.restype = ctypes.c_int
-        _loaded[source] = Kernel(check, step)
+            _loaded[source] = _find_or_compile(source)
+        except NoCompiler as error:
+            _failed[environment] = str(error)
+            raise
     return _loaded[source]
+
+
+def _find_or_compile(source: str) -> Kernel:
+    compiler = _compiler(os.environ.get("CC", ""), os.environ.get("PATH", ""))
+    folder = cache_folder()
+    path = folder / f"{_key(source, compiler)}.so"
+    if _is_whole(path):
+        # What is whole and can't be loaded all the same is made anew.
+        with contextlib.suppress(NoCompiler):
+            return _open(path)
+    _compile(source, compiler, folder, path)
+    return _open(path)
+
+
+def _open(path: Path) -> Kernel:
+    try:
+        library = ctypes.CDLL(str(path))
+        check, step = library.check, library.step
+    except (OSError, AttributeError) as error:
+        raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
+    check.argtypes = step.argtypes = (ctypes.c_void_p,)
+    check.restype = step.restype = ctypes.c_int
+    return Kernel(check, step)
 
 
 # ## The compiler
@@ -93,11 +113,14 @@ def load(source: str) -> Kernel:
 @functools.cache
 def _compiler(cc: str, path: str) -> tuple[tuple[str, ...], str]:
     """The compiler's command and what it says it is."""
-    command = shlex.split(cc) if cc else next(([c] for c in ("cc", "gcc", "clang") if shutil.which(c)), [])
+    try:
+        command = shlex.split(cc) if cc else next(([c] for c in ("cc", "gcc", "clang") if shutil.which(c)), [])
+    except ValueError as error:
+        raise NoCompiler(f"CC={cc!r} is not a command ({error}): set CC to one that is") from None
     if not command:
         raise NoCompiler("no C compiler was found: install gcc or clang, or set CC")
     try:
-        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        answer = _run([*command, "--version"])
     except (OSError, subprocess.SubprocessError) as error:
         raise NoCompiler(
             f"the C compiler {shlex.join(command)!r} can't be run ({error}): set CC to one that can"
@@ -105,6 +128,11 @@ def _compiler(cc: str, path: str) -> tuple[tuple[str, ...], str]:
     if answer.returncode != 0:
         raise NoCompiler(f"{shlex.join(command)!r} is not a C compiler: set CC to one")
     return tuple(command), answer.stdout
+
+
+def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    options: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    return subprocess.run(command, input=text, timeout=COMPILE_SECONDS, **options)
 
 
 def _key(source: str, compiler: tuple[tuple[str, ...], str]) -> str:
@@ -129,7 +157,7 @@ def _compile(source: str, compiler: tuple[tuple[str, ...], str], folder: Path, p
             made = Path(work) / "kernel.so"
             # The source goes by standard input, so that no name of a file gets into the library.
             command = [*compiler[0], *FLAGS, "-", "-o", str(made), "-lm"]
-            result = subprocess.run(command, input=source, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+            result = _run(command, source)
             if result.returncode != 0 or not made.exists():
                 raise NoCompiler(f"the C compiler failed ({shlex.join(compiler[0])}): {result.stderr.strip()[:2000]}")
             library = made.read_bytes()
@@ -169,20 +197,30 @@ def cache_folder() -> Path:
     `OPTIMIZERS_CACHE_DIR`, or the user's cache folder. Raises `NoCompiler` where it can't be made or isn't safe.
     """
     default = platformdirs.user_cache_dir("literate-optimizers", appauthor=False)
-    folder = Path(os.path.abspath(os.environ.get("OPTIMIZERS_CACHE_DIR") or default)) / "kernels"
+    asked = Path(os.path.abspath(os.environ.get("OPTIMIZERS_CACHE_DIR") or default)) / "kernels"
     advice = "set OPTIMIZERS_CACHE_DIR to a folder that is yours alone"
+    if not hasattr(os, "geteuid"):
+        raise NoCompiler("kernels are compiled on Linux and macOS only, where it can be told whose a folder is")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(asked)
+        # From here on no link is followed that somebody could turn elsewhere.
+        folder = asked.resolve()
         if not _is_private(os.lstat(folder), stat.S_ISDIR):
             raise NoCompiler(f"the kernel cache {folder} may be written by others, or is not yours: {advice}")
-        unsafe = next((parent for parent in folder.resolve().parents if _others_may_replace(parent)), None)
+        unsafe = next((parent for parent in folder.parents if _others_may_replace(parent)), None)
         if unsafe is not None:
             raise NoCompiler(f"the kernel cache {folder} lies in {unsafe}, which others may write to: {advice}")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise NoCompiler(f"the kernel cache {folder} can't be written: {advice}")
     except OSError as error:
-        raise NoCompiler(f"the kernel cache {folder} can't be made ({error}): {advice}") from error
+        raise NoCompiler(f"the kernel cache {asked} can't be made ({error}): {advice}") from error
     return folder
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and the ones that it lies in, all closed to others whatever the umask is."""
+    if not folder.is_dir():
+        _make_private(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
 
 
 def _is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from optimizers.engines.cohort import Cohort
-from optimizers.engines.state import StateView, compute_dtype, group_numbers
+from optimizers.engines.state import StateView, compute_dtype, group_numbers, refuse_number
 from optimizers.engines.tensor_list import TensorList, copy_all
 
 
@@ -65,6 +65,7 @@ def _step(
             for param, state, made in zip(params, states, _tensors(value), strict=True):
                 state[name] = _own(made, param, inputs)
         elif name not in cohort.scalars:
+            refuse_number(rule, name, value)
             for state in states:
                 state[name] = value
     return {name: view[name] for name in cohort.scalars}

@@ -82,7 +82,11 @@ class FusedJob:
         self._view = self.tape.state(first.others)
         self._names = tuple(first.scalars)
         self._now = [c.scalars[name] for c in cohorts for name in self._names]
-        nodes, _, _ = self._read(rule, scale)
+        nodes, numbers, _ = self._read(rule, scale)
+        try:
+            array("d", numbers)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise Unrecordable(f"a number of the rule is not one: {error}") from error
         # Cohorts whose readings agree share a launch, so they must lie side by side.
         order = sorted(range(len(cohorts)), key=lambda i: nodes.index(nodes[i]))
         self.cohorts = [cohorts[i] for i in order]

@@ -6,8 +6,8 @@ summary: What may have changed since the last step, found out quickly.
 
 # Looking for changes
 
-Between two steps anything may happen: gradients are new tensors each time, and may be sparse, of another dtype or shape,
-or laid out differently; a parameter's memory may have been exchanged; states may have been replaced. A kernel
+Between two steps anything may happen: gradients are new tensors each time, and may be sparse, of another dtype or
+shape, or laid out differently; a parameter's memory may have been exchanged; states may have been replaced. A kernel
 that trusts an old address then computes rubbish, or worse. So every step looks.
 
 Python's time per parameter decides the speed of small models. The functions that look are therefore written out
@@ -25,7 +25,7 @@ from torch import Tensor
 def expected(param: Tensor) -> tuple[Any, ...]:
     """What is expected of a parameter and its gradient: a row for the function that `gradient_looker` gives."""
     grad: Any = param.grad
-    return param, param.data_ptr(), grad.dtype, grad.numel(), grad.stride()
+    return param, param.data_ptr(), grad.dtype, grad.numel(), param.stride(), grad.stride()
 
 
 def gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
@@ -38,13 +38,18 @@ def gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
     checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel"]
     # Asking whether a tensor is contiguous is quicker than asking for its strides.
     contiguous = all(p.is_contiguous() for p in params)
-    checks.append("not grad.is_contiguous()" if contiguous else "grad.stride() != stride")
+    if contiguous:
+        checks += ["not grad.is_contiguous()", "not param.is_contiguous()"]
+    else:
+        checks += ["grad.stride() != grad_stride", "param.stride() != stride"]
     checks += ["grad.is_conj()"] if params[0].is_complex() else []
+    # Views that are negated later (of imaginary parts) have gaps, unless they have one element.
+    checks += ["grad.is_neg()"] if any(p.numel() == 1 for p in params) else []
     look: Callable[[Any], list[int] | None] = _compiled(f"""
 def look(rows):
     addresses = []
     append = addresses.append
-    for param, at, dtype, numel, stride in rows:
+    for param, at, dtype, numel, stride, grad_stride in rows:
         grad = param.grad
         if {" or ".join(checks)}:
             return None
@@ -56,7 +61,8 @@ def look(rows):
 
 def expected_state(state: dict[str, Any], names: tuple[str, ...], scalars: tuple[str, ...]) -> tuple[Any, ...]:
     """What is expected of a state: a row for the function that `state_looker` gives."""
-    return state, *(state[name].data_ptr() for name in names), *(state[name] for name in scalars)
+    tensors = (part for name in names for part in (state[name].data_ptr(), state[name].stride()))
+    return state, *tensors, *(state[name] for name in scalars)
 
 
 def state_looker(names: tuple[str, ...], scalars: tuple[str, ...]) -> Callable[[Any], bool]:
@@ -66,9 +72,10 @@ def state_looker(names: tuple[str, ...], scalars: tuple[str, ...]) -> Callable[[
     The tensors `names` must lie where they lay. The scalars must be the same objects; their values are the kernel's
     to look at. The function raises `KeyError` where one is missing.
     """
-    places = [f"at_{i}" for i in range(len(names))]
+    places = [part for i in range(len(names)) for part in (f"at_{i}", f"stride_{i}")]
     cells = [f"cell_{i}" for i in range(len(scalars))]
-    checks = [f"state[{name!r}].data_ptr() != {place}" for name, place in zip(names, places, strict=True)]
+    checks = [f"state[{name!r}].data_ptr() != at_{i}" for i, name in enumerate(names)]
+    checks += [f"state[{name!r}].stride() != stride_{i}" for i, name in enumerate(names)]
     checks += [f"state[{name!r}] is not {cell}" for name, cell in zip(scalars, cells, strict=True)]
     look: Callable[[Any], bool] = _compiled(f"""
 def look(rows):

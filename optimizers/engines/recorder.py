@@ -20,6 +20,7 @@ stand for the new one.
 
 from __future__ import annotations
 
+import ctypes
 import linecache
 import os
 import sys
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from optimizers.engines.state import StateView
 
@@ -58,13 +60,13 @@ class Program:
     * `leaves` names the values that are there at the start: `param`, `grad`, then the tensors of the state. Their ids
       are their places.
     * `steps` are the operations, in order. Numbers are taken from the list of scalars as they come.
-    * `stores` gives the id of the value to be stored for each leaf that changes.
+    * `stores` gives the id of the value to be stored for the place of each leaf that changes.
     * `new_state` gives the same for the tensors that the rule adds to the state.
     """
 
     leaves: tuple[str, ...]
     steps: list[Step]
-    stores: dict[str, int]
+    stores: dict[int, int]
     new_state: dict[str, int]
     _memo: dict[Any, str] = field(default_factory=dict)
 
@@ -172,10 +174,27 @@ class Tape:
         made.id = node.id
         return made
 
-    def operand(self, value: Any) -> int | None:
+    def compare(self, operation: Operation) -> Mask:
+        """Write down a comparison."""
+        node = self.node = self.node[operation]
+        return Mask(self, node.id)
+
+    def operand(self, value: Any, mask_allowed: bool = False) -> int | None:
         """A value's id; a number goes to the scalars and leaves None."""
-        if value.__class__ is Recorded:
-            return value.id
+        if value.__class__ is Recorded or (mask_allowed and value.__class__ is Mask):
+            id: int = value.id
+            return id
+        return self.number(value)
+
+    def number(self, value: Any) -> int | None:
+        """Note a number, and give what stands for it among the operands."""
+        if value.__class__ is not float:
+            if isinstance(value, Mask):
+                _refuse_mask()
+            if isinstance(value, Recorded):
+                refuse("a tensor is given where only a number can be", "multiply by it first")
+            if isinstance(value, Tensor) and value.numel() != 1:
+                refuse("a tensor of the rule's own is an operand", "a kernel has parameters, gradients and states")
         self.scalars.append(value)
         return None
 
@@ -197,10 +216,15 @@ class Tape:
             if name.endswith("_"):
                 current[owner(operands[0], nodes)] = node.id
             steps.append(Step(node.id, name.rstrip("_"), tuple(operands), node.source))
-        stores = {leaf: current[id] for id, leaf in enumerate(self.leaves) if current[id] != id}
-        final = {name: current.get(first, first) for name, first in stored.items()}
-        stores.update({name: id for name, id in final.items() if name in self.leaves})
-        return Program(self.leaves, steps, stores, {n: id for n, id in final.items() if n not in self.leaves})
+        stores = {leaf: id for leaf, id in current.items() if id != leaf and leaf < len(self.leaves)}
+        new_state = {}
+        for name, first in stored.items():
+            id = current.get(first, first)
+            if name in self.leaves[2:]:
+                stores[self.leaves.index(name, 2)] = id
+            else:
+                new_state[name] = id
+        return Program(self.leaves, steps, stores, new_state)
 
 
 class RecordedState(StateView):
@@ -216,16 +240,23 @@ class RecordedState(StateView):
         if name == "step":
             return
         self.written = True
+        if isinstance(value, Mask):
+            value = value.to()
         if isinstance(value, Recorded):
             self._tape.node = self._tape.node["store", name, value.id]
         elif not isinstance(value, (int, float)):
             refuse(f"state[{name!r}] is set to a {type(value).__name__}", "a step may store values and numbers")
+        elif name not in self:
+            refuse(f"state[{name!r}] is set to a number", "a number in the state must be named in `scalar_state`")
         dict.__setitem__(self, name, value)
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         refuse("the state is changed as a whole", 'set its entries one by one: state["name"] = value')
 
     update = setdefault = pop = popitem = clear = __delitem__ = __ior__ = _refuse
+
+
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 
 def refuse(what: str, why: str) -> NoReturn:
@@ -237,7 +268,7 @@ def _rule_line() -> str:
     frame = sys._getframe(1)
     here = os.path.dirname(__file__)
     while frame.f_back is not None and (
-        os.path.dirname(frame.f_code.co_filename) == here or f"{os.sep}torch{os.sep}" in frame.f_code.co_filename
+        os.path.dirname(frame.f_code.co_filename) == here or frame.f_code.co_filename.startswith(_TORCH)
     ):
         frame = frame.f_back
     name, line = frame.f_code.co_filename, frame.f_lineno
@@ -246,8 +277,8 @@ def _rule_line() -> str:
 
 # ## The vocabulary
 #
-# What a kernel can do. Each maker gives the method that returns a new value and the one that works in place. They are
-# written out rather than composed, because every call costs its time at every step, for every cohort.
+# What a kernel can do. Each maker gives the method that returns a new value and the one that works in place. What rules
+# use most is written out rather than composed, because every call costs its time at every step, for every cohort.
 
 Methods = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -267,22 +298,84 @@ def _unary(name: str) -> Methods:
     return method, method_
 
 
-def _binary(name: str) -> Methods:
+def _binary(name: str, mask_allowed: bool = False) -> Methods:
     in_place = name + "_"
 
     def method(self: Recorded, other: Any) -> Recorded:
-        if other.__class__ is Recorded:
-            return self._tape.make((name, self.id, other.id))
-        self._tape.scalars.append(other)
-        return self._tape.make((name, self.id, None))
+        return self._tape.make((name, self.id, self._tape.operand(other, mask_allowed)))
 
     def method_(self: Recorded, other: Any) -> Recorded:
         tape = self._tape
-        if other.__class__ is Recorded:
-            node = tape.node = tape.node[in_place, self.id, other.id]
-        else:
+        if other.__class__ is float:
             tape.scalars.append(other)
             node = tape.node = tape.node[in_place, self.id, None]
+        else:
+            node = tape.node = tape.node[in_place, self.id, tape.operand(other, mask_allowed)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _scaled(name: str) -> Methods:
+    in_place = name + "_"
+
+    def method(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
+        operand = self._tape.operand(other)
+        if alpha is None:
+            return self._tape.make((name, self.id, operand))
+        return self._tape.make((name, self.id, operand, self._tape.number(alpha)))
+
+    def method_(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
+        tape = self._tape
+        operand = other.id if other.__class__ is Recorded else tape.operand(other)
+        if alpha is None:
+            node = tape.node = tape.node[in_place, self.id, operand]
+        else:
+            node = tape.node = tape.node[in_place, self.id, operand, tape.number(alpha)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _ternary(name: str) -> Methods:
+    in_place = name + "_"
+
+    def operation(name: str, self: Recorded, one: Any, two: Any, value: Any) -> Operation:
+        tape = self._tape
+        operands = (name, self.id, tape.operand(one), tape.operand(two))
+        return operands if value is None else (*operands, tape.number(value))
+
+    def method(self: Recorded, tensor1: Any, tensor2: Any, *, value: Any = None) -> Recorded:
+        return self._tape.make(operation(name, self, tensor1, tensor2, value))
+
+    def method_(self: Recorded, tensor1: Any, tensor2: Any, *, value: Any = None) -> Recorded:
+        tape = self._tape
+        if value.__class__ is float and tensor1.__class__ is Recorded and tensor2.__class__ is Recorded:
+            tape.scalars.append(value)
+            node = tape.node = tape.node[in_place, self.id, tensor1.id, tensor2.id, None]
+        else:
+            node = tape.node = tape.node[operation(in_place, self, tensor1, tensor2, value)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
+def _lerp(name: str) -> Methods:
+    in_place = name + "_"
+
+    def method(self: Recorded, end: Any, weight: Any) -> Recorded:
+        return self._tape.make((name, self.id, self._tape.operand(end), self._tape.operand(weight)))
+
+    def method_(self: Recorded, end: Any, weight: Any) -> Recorded:
+        tape = self._tape
+        if weight.__class__ is float and end.__class__ is Recorded:
+            tape.scalars.append(weight)
+            node = tape.node = tape.node[in_place, self.id, end.id, None]
+        else:
+            node = tape.node = tape.node[in_place, self.id, tape.operand(end), tape.operand(weight)]
         self.id = node.id
         return self
 
@@ -304,106 +397,76 @@ def _composed(name: str, prepare: Callable[..., Operation]) -> Methods:
     return method, method_
 
 
-def _scaled(name: str) -> Methods:
-    in_place = name + "_"
+def _comparison(name: str) -> Callable[[Recorded, Any], Mask]:
+    def method(self: Recorded, other: Any) -> Mask:
+        return self._tape.compare((name, self.id, self._tape.operand(other)))
 
-    def method(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
-        operand = self._tape.operand(other)
-        if alpha is None:
-            return self._tape.make((name, self.id, operand))
-        self._tape.scalars.append(alpha)
-        return self._tape.make((name, self.id, operand, None))
-
-    def method_(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
-        tape = self._tape
-        if other.__class__ is Recorded:
-            operand = other.id
-        else:
-            operand = None
-            tape.scalars.append(other)
-        if alpha is None:
-            node = tape.node = tape.node[in_place, self.id, operand]
-        else:
-            tape.scalars.append(alpha)
-            node = tape.node = tape.node[in_place, self.id, operand, None]
-        self.id = node.id
-        return self
-
-    return method, method_
-
-
-def _ternary(name: str) -> Methods:
-    in_place = name + "_"
-
-    def operation(name: str, self: Recorded, one: Any, two: Any, value: Any) -> Operation:
-        tape = self._tape
-        operands = (name, self.id, tape.operand(one), tape.operand(two))
-        if value is None:
-            return operands
-        tape.scalars.append(value)
-        return (*operands, None)
-
-    def method(self: Recorded, one: Any, two: Any, *, value: Any = None) -> Recorded:
-        return self._tape.make(operation(name, self, one, two, value))
-
-    def method_(self: Recorded, one: Any, two: Any, *, value: Any = None) -> Recorded:
-        tape = self._tape
-        if value is None or one.__class__ is not Recorded or two.__class__ is not Recorded:
-            node = tape.node = tape.node[operation(in_place, self, one, two, value)]
-        else:
-            tape.scalars.append(value)
-            node = tape.node = tape.node[in_place, self.id, one.id, two.id, None]
-        self.id = node.id
-        return self
-
-    return method, method_
-
-
-def _lerp(name: str) -> Methods:
-    in_place = name + "_"
-
-    def method(self: Recorded, end: Any, weight: Any) -> Recorded:
-        return self._tape.make((name, self.id, self._tape.operand(end), self._tape.operand(weight)))
-
-    def method_(self: Recorded, end: Any, weight: Any) -> Recorded:
-        tape = self._tape
-        if end.__class__ is Recorded and weight.__class__ is not Recorded:
-            tape.scalars.append(weight)
-            node = tape.node = tape.node[in_place, self.id, end.id, None]
-        else:
-            node = tape.node = tape.node[in_place, self.id, tape.operand(end), tape.operand(weight)]
-        self.id = node.id
-        return self
-
-    return method, method_
+    return method
 
 
 def _power(name: str, self: Recorded, exponent: Any) -> Operation:
     # The powers for which torch has a formula of its own; the exponent is then part of the program.
-    if exponent.__class__ is not Recorded and exponent in (2, 0.5):
-        end = "_" if name.endswith("_") else ""
-        return (("square" if exponent == 2 else "sqrt") + end, self.id)
+    if exponent.__class__ in (int, float) and exponent in _POWERS:
+        return (_POWERS[exponent] + _end(name), self.id)
     return (name, self.id, self._tape.operand(exponent))
 
 
+_POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+
+
+def _divide(name: str, self: Recorded, other: Any, *, rounding_mode: str | None = None) -> Operation:
+    if rounding_mode is not None:
+        refuse(f"`div` rounds by {rounding_mode!r}", "the kernels divide without")
+    if other.__class__ is float and not 1e-37 < abs(other) < 1e37:
+        # The reciprocal of so small or large a number is none.
+        name = "exact_" + name
+    return (name, self.id, self._tape.operand(other))
+
+
 def _clamp(name: str, self: Recorded, min: Any = None, max: Any = None) -> Operation:
-    tape, end = self._tape, "_" if name.endswith("_") else ""
     if max is None:
-        return ("clamp_min" + end, self.id, tape.operand(min))
+        return _clamp_min("clamp_min" + _end(name), self, min)
     if min is None:
-        return ("clamp_max" + end, self.id, tape.operand(max))
-    return (name, self.id, tape.operand(min), tape.operand(max))
+        return _clamp_max("clamp_max" + _end(name), self, max)
+    if isinstance(min, Recorded) or isinstance(max, Recorded):
+        return ("clamp_tensors" + _end(name), self.id, self._tape.operand(min), self._tape.operand(max))
+    return (name, self.id, self._tape.number(min), self._tape.number(max))
+
+
+def _clamp_min(name: str, self: Recorded, min: Any) -> Operation:
+    # A bound that is a number and one that is a tensor treat NaN differently in torch.
+    return ("maximum" + _end(name) if isinstance(min, Recorded) else name, self.id, self._tape.operand(min))
+
+
+def _clamp_max(name: str, self: Recorded, max: Any) -> Operation:
+    return ("minimum" + _end(name) if isinstance(max, Recorded) else name, self.id, self._tape.operand(max))
 
 
 def _reflected(name: str, self: Recorded, other: Any) -> Operation:
-    self._tape.scalars.append(other)
-    return (name, None, self.id)
+    return (name, self._tape.number(other), self.id)
+
+
+def _copy(name: str, self: Recorded, *, memory_format: Any = None) -> Operation:
+    return (name, self.id)
+
+
+def _copy_from(name: str, self: Recorded, src: Any, non_blocking: bool = False) -> Operation:
+    return (name, self.id, self._tape.operand(src, mask_allowed=True))
+
+
+def _fill(name: str, self: Recorded, value: Any) -> Operation:
+    return (name, self.id, self._tape.operand(value))
+
+
+def _end(name: str) -> str:
+    return "_" if name.endswith("_") else ""
 
 
 class Recorded:
     """## A value that writes down what is done to it"""
 
     __slots__ = ("_tape", "id")
+    __hash__ = object.__hash__
 
     def __init__(self, tape: Tape, id: int) -> None:
         self._tape = tape
@@ -411,8 +474,8 @@ class Recorded:
 
     add, add_ = _scaled("add")
     sub, sub_ = _scaled("sub")
-    mul, mul_ = _binary("mul")
-    div, div_ = _binary("div")
+    mul, mul_ = _binary("mul", mask_allowed=True)
+    div, div_ = _composed("div", _divide)
     pow, pow_ = _composed("pow", _power)
     maximum, _ = _binary("maximum")
     minimum, _ = _binary("minimum")
@@ -420,8 +483,8 @@ class Recorded:
     addcdiv, addcdiv_ = _ternary("addcdiv")
     lerp, lerp_ = _lerp("lerp")
     clamp, clamp_ = _composed("clamp", _clamp)
-    clamp_min, clamp_min_ = _binary("clamp_min")
-    clamp_max, clamp_max_ = _binary("clamp_max")
+    clamp_min, clamp_min_ = _composed("clamp_min", _clamp_min)
+    clamp_max, clamp_max_ = _composed("clamp_max", _clamp_max)
     sqrt, sqrt_ = _unary("sqrt")
     rsqrt, rsqrt_ = _unary("rsqrt")
     reciprocal, reciprocal_ = _unary("reciprocal")
@@ -432,15 +495,11 @@ class Recorded:
     exp, exp_ = _unary("exp")
     log, log_ = _unary("log")
     tanh, tanh_ = _unary("tanh")
-    lt, _ = _binary("lt")
-    le, _ = _binary("le")
-    gt, _ = _binary("gt")
-    ge, _ = _binary("ge")
-    eq, _ = _binary("eq")
-    ne, _ = _binary("ne")
-    clone, _ = _unary("copy")
-    _, copy_ = _binary("set")
-    _, fill_ = _binary("set")
+    lt, le, gt, ge = (_comparison(name) for name in ("lt", "le", "gt", "ge"))
+    eq, ne = _comparison("eq"), _comparison("ne")
+    clone, _ = _composed("copy", _copy)
+    _, copy_ = _composed("set", _copy_from)
+    _, fill_ = _composed("set", _fill)
     _rsub, _ = _composed("sub", _reflected)
     _rpow, _ = _composed("pow", _reflected)
     del _
@@ -455,8 +514,7 @@ class Recorded:
     __neg__, __abs__ = neg, abs
     __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = add_, sub_, mul_, div_, pow_
     __lt__, __le__, __gt__, __ge__ = lt, le, gt, ge
-    __eq__, __ne__ = eq, ne
-    __hash__ = object.__hash__
+    __eq__, __ne__ = eq, ne  # type: ignore[assignment]
 
     @property
     def data(self) -> Recorded:
@@ -479,21 +537,29 @@ class Recorded:
         return self.full_like(1.0)
 
     def full_like(self, fill_value: Any, **_: Any) -> Recorded:
-        return self._tape.make(("copy", self._tape.operand(fill_value)))
+        return self._tape.make(("copy", self._tape.number(fill_value)))
 
-    def where(self, condition: Recorded, other: Any) -> Recorded:
+    def where(self, condition: Any, other: Any) -> Recorded:
         return select(condition, self, other)
 
     def to(self, *args: Any, **kwargs: Any) -> Recorded:
-        # All values of a program have one dtype; a mask is a value that is 0 or 1.
+        # All values of a program have one dtype.
         return self
 
     float = double = half = bfloat16 = type_as = to
 
+    def _no_operator(self, *_: Any) -> NoReturn:
+        refuse("an operator is outside the vocabulary of the kernels", "they take what is done element by element")
+
+    __matmul__ = __rmatmul__ = __imatmul__ = __getitem__ = __setitem__ = __delitem__ = _no_operator
+    __floordiv__ = __rfloordiv__ = __ifloordiv__ = __mod__ = __rmod__ = __imod__ = __invert__ = _no_operator
+    __and__ = __rand__ = __iand__ = __or__ = __ror__ = __ior__ = __xor__ = __rxor__ = __ixor__ = _no_operator
+    __lshift__ = __rlshift__ = __ilshift__ = __rshift__ = __rrshift__ = __irshift__ = __divmod__ = _no_operator
+
     def _look(self, *_: Any) -> NoReturn:
         refuse("the value of a tensor is looked at", "a rule may branch on numbers only")
 
-    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = item = tolist = _look
+    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = __contains__ = item = tolist = _look
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__") and name.endswith("__"):
@@ -508,7 +574,7 @@ class Recorded:
         name = getattr(func, "__name__", str(func))
         if func is torch.where:
             made = select(*args, **kwargs)
-        elif args and args[0].__class__ is Recorded:
+        elif args and args[0].__class__ in (Recorded, Mask):
             made = getattr(args[0], name)(*args[1:], **kwargs)
         elif name in _SYMMETRIC and len(args) == 2 and not kwargs:
             made = getattr(args[1], name)(args[0])
@@ -520,7 +586,81 @@ class Recorded:
 _SYMMETRIC = {"add", "mul", "multiply", "maximum", "minimum"}
 
 
+class Mask:
+    """
+    ## What a comparison gives
+
+    It chooses (`torch.where`), takes elements out (`value * mask`), and combines with others (`&`, `|`, `~`); `to`
+    makes it a value of zeros and ones.
+    """
+
+    __slots__ = ("_tape", "id")
+    __hash__ = object.__hash__
+
+    def __init__(self, tape: Tape, id: int) -> None:
+        self._tape = tape
+        self.id = id
+
+    def to(self, *_: Any, **__: Any) -> Recorded:
+        return self._tape.make(("copy", self.id))
+
+    float = double = half = bfloat16 = type_as = to
+
+    def mul(self, other: Any) -> Recorded:
+        if other.__class__ is not Recorded:
+            _refuse_mask()
+        product: Recorded = other.mul(self)
+        return product
+
+    __mul__ = __rmul__ = multiply = mul
+
+    def logical_and(self, other: Any) -> Mask:
+        return self._tape.compare(("and", self.id, _mask(other).id))
+
+    def logical_or(self, other: Any) -> Mask:
+        return self._tape.compare(("or", self.id, _mask(other).id))
+
+    def logical_not(self) -> Mask:
+        return self._tape.compare(("not", self.id))
+
+    __and__ = __rand__ = logical_and
+    __or__ = __ror__ = logical_or
+    __invert__ = logical_not
+
+    def _no(self, *_: Any, **__: Any) -> NoReturn:
+        _refuse_mask()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = __abs__ = _no
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __matmul__ = __getitem__ = __xor__ = __mod__ = _no
+    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = item = Recorded._look
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        _refuse_mask()
+
+    __torch_function__ = Recorded.__torch_function__
+
+
+def _mask(value: Any) -> Mask:
+    return value if isinstance(value, Mask) else _refuse_mask()
+
+
+def _refuse_mask() -> NoReturn:
+    refuse("a comparison is used as a number", "say mask.to(param.dtype), torch.where(mask, a, b), or value * mask")
+
+
+def _is_short(number: Any) -> bool:
+    """Whether a number is one in float32."""
+    return isinstance(number, (int, float)) and ctypes.c_float(number).value == number
+
+
 def select(condition: Any, one: Any, two: Any) -> Recorded:
     """`torch.where(condition, one, two)`"""
-    tape: Tape = next(v for v in (condition, one, two) if isinstance(v, Recorded))._tape
-    return tape.make(("where", tape.operand(condition), tape.operand(one), tape.operand(two)))
+    if condition.__class__ not in (Mask, Recorded):
+        refuse("`torch.where` chooses by something that is no comparison of values", "compare with <, >, lt, gt")
+    if one.__class__ is not Recorded and two.__class__ is not Recorded and not (_is_short(one) and _is_short(two)):
+        # torch makes a float32 tensor of two numbers, whatever it is then used with.
+        refuse("`torch.where` chooses between two numbers", "say mask.to(param.dtype) and calculate")
+    tape: Tape = condition._tape
+    return tape.make(("where", condition.id, tape.operand(one), tape.operand(two)))

@@ -70,7 +70,19 @@ def new_state(rule: Any, group: dict[str, Any], param: Tensor) -> dict[str, Any]
     state: dict[str, Any] = {}
     rule.init_state(state, group, param)
     settle_scalars(rule, state)
+    for name, value in state.items():
+        refuse_number(rule, name, value)
     return state
+
+
+def refuse_number(rule: Any, name: str, value: Any) -> None:
+    """A number in a state must be declared, or nobody could tell it from a tensor in a checkpoint."""
+    if isinstance(value, (bool, int, float)) and name not in rule.scalar_state:
+        kind = type(rule).__name__
+        raise TypeError(
+            f"{kind} keeps the number {value!r} as state[{name!r}]. Declare it, so that it is kept and saved as a "
+            f"number: scalar_state = (*GenericAdaptiveOptimizer.scalar_state, {name!r}) in the class {kind}"
+        )
 
 
 def settle_scalars(rule: Any, state: dict[str, Any]) -> None:

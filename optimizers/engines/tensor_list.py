@@ -115,6 +115,14 @@ class TensorList:
     square, square_ = _by_tensor("square"), _by_tensor("square_")
     clamp, clamp_ = _by_tensor("clamp"), _by_tensor("clamp_")
     lt, le, gt, ge = _by_tensor("lt"), _by_tensor("le"), _by_tensor("gt"), _by_tensor("ge")
+    logical_and, logical_or, logical_not = (
+        _by_tensor("logical_and"),
+        _by_tensor("logical_or"),
+        _by_tensor("logical_not"),
+    )
+    __and__ = __rand__ = logical_and
+    __or__ = __ror__ = logical_or
+    __invert__ = logical_not
     eq, ne, clone = _by_tensor("eq"), _by_tensor("ne"), _by_tensor("clone")
     where, fill_, zero_, to = _by_tensor("where"), _by_tensor("fill_"), _by_tensor("zero_"), _by_tensor("to")
     detach, type_as = _by_tensor("detach"), _by_tensor("type_as")
