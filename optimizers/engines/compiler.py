@@ -14,6 +14,7 @@ of processes may start at once, and one that is killed leaves nothing half writt
 
 from __future__ import annotations
 
+import _ctypes
 import contextlib
 import ctypes
 import functools
@@ -41,6 +42,7 @@ FLAGS = (
     "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native",
 )
 COMPILE_SECONDS = 60
+_ADVICE = "set OPTIMIZERS_CACHE_DIR to a folder that is yours alone"
 STALE_SECONDS = 3600
 
 
@@ -99,8 +101,13 @@ def _find_or_compile(source: str) -> Kernel:
 def _open(path: Path) -> Kernel:
     try:
         library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
+    try:
         check, step = library.check, library.step
-    except (OSError, AttributeError) as error:
+    except AttributeError as error:
+        # While it is open, the loader would give it for whatever is put in its place.
+        _ctypes.dlclose(library._handle)
         raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
     check.argtypes = step.argtypes = (ctypes.c_void_p,)
     check.restype = step.restype = ctypes.c_int
@@ -151,6 +158,8 @@ def _processor() -> str:
 
 
 def _compile(source: str, compiler: tuple[tuple[str, ...], str], folder: Path, path: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise NoCompiler(f"the kernel cache {folder} can't be written: {_ADVICE}")
     _sweep(folder)
     try:
         with tempfile.TemporaryDirectory(prefix="compiling-", dir=folder) as work:
@@ -198,20 +207,19 @@ def cache_folder() -> Path:
     """
     default = platformdirs.user_cache_dir("literate-optimizers", appauthor=False)
     asked = Path(os.path.abspath(os.environ.get("OPTIMIZERS_CACHE_DIR") or default)) / "kernels"
-    advice = "set OPTIMIZERS_CACHE_DIR to a folder that is yours alone"
     if not hasattr(os, "geteuid"):
         raise NoCompiler("kernels are compiled on Linux and macOS only, where it can be told whose a folder is")
     try:
         _make_private(asked)
         # From here on no link is followed that somebody could turn elsewhere.
         folder = asked.resolve()
-        if not _is_private(os.lstat(folder), stat.S_ISDIR):
-            raise NoCompiler(f"the kernel cache {folder} may be written by others, or is not yours: {advice}")
+        if not (_is_private(os.lstat(asked), stat.S_ISDIR) and _is_private(os.lstat(folder), stat.S_ISDIR)):
+            raise NoCompiler(f"the kernel cache {folder} may be written by others, or is not yours: {_ADVICE}")
         unsafe = next((parent for parent in folder.parents if _others_may_replace(parent)), None)
         if unsafe is not None:
-            raise NoCompiler(f"the kernel cache {folder} lies in {unsafe}, which others may write to: {advice}")
+            raise NoCompiler(f"the kernel cache {folder} lies in {unsafe}, which others may write to: {_ADVICE}")
     except OSError as error:
-        raise NoCompiler(f"the kernel cache {asked} can't be made ({error}): {advice}") from error
+        raise NoCompiler(f"the kernel cache {asked} can't be made ({error}): {_ADVICE}") from error
     return folder
 
 

@@ -81,6 +81,7 @@ class FusedJob:
         self._group, self._wish = first.group, wish(rule, first)
         self._view = self.tape.state(first.others)
         self._names = tuple(first.scalars)
+        self._only_count = self._names == ("step",)
         self._now = [c.scalars[name] for c in cohorts for name in self._names]
         nodes, numbers, _ = self._read(rule, scale)
         try:
@@ -96,6 +97,7 @@ class FusedJob:
         for node in dict.fromkeys(self.nodes):
             together = [c for c, n in zip(self.cohorts, self.nodes, strict=True) if n is node]
             self.launches.append(Launch(rule, self.tape.program(node), together, dry))
+        self._grows = any(launch.program.new_state for launch in self.launches)
 
     def _read(self, rule: Any, scale: float | None) -> tuple[list[Node], list[Any], list[float]]:
         """
@@ -105,7 +107,9 @@ class FusedJob:
         """
         tape, groups, view, now = self.tape, rule.param_groups, self._view, self._now
         update, param, grad = rule.update_param, tape.param, tape.grad
-        only_count = self._names == ("step",)
+        only_count = self._only_count
+        # The tape is rewound here, for each cohort, without a call.
+        root, leaves = tape.root, tape.starts
         nodes: list[Node] = []
         numbers: list[Any] = []
         after: list[float] = []
@@ -121,7 +125,9 @@ class FusedJob:
                 dict.__setitem__(view, "step", t)
             else:
                 self._set_scalars(view, index)
-            tape.rewind()
+            tape.node, tape.scalars = root, []
+            for value, id in leaves:
+                value.id = id
             update(view, group, grad if scale is None else grad.div(scale), param)
             nodes.append(tape.node)
             numbers += tape.scalars
@@ -161,9 +167,11 @@ class FusedJob:
         for launch in self.launches:
             launch.run(rule._state_is_known)
         self._now = self._after
+        if not self._grows:
+            return True
         for launch in self.launches:
             launch.adopt(rule)
-        return not any([launch.new_state for launch in self.launches])  # noqa: C419 - a generator takes its time
+        return False
 
     def counts(self) -> list[int]:
         """### The steps that each cohort has taken"""

@@ -135,11 +135,12 @@ class Tape:
     `state` to the rule, and ends with `program`.
     """
 
-    __slots__ = ("leaves", "node", "root", "scalars", "values")
+    __slots__ = ("leaves", "node", "root", "scalars", "starts", "values")
 
     def __init__(self, leaves: tuple[str, ...]) -> None:
         self.leaves = leaves
         self.values = [Recorded(self, id) for id in range(len(leaves))]
+        self.starts = [(value, value.id) for value in self.values]
         self.root = Node(len(leaves) - 1, None, (), "")
         self.node = self.root
         self.scalars: list[Any] = []
@@ -162,7 +163,7 @@ class Tape:
         """Start another reading."""
         self.node = self.root
         self.scalars = []
-        for id, value in enumerate(self.values):
+        for value, id in self.starts:
             value.id = id
 
     def make(self, operation: Operation) -> Recorded:
@@ -317,6 +318,33 @@ def _binary(name: str, mask_allowed: bool = False) -> Methods:
     return method, method_
 
 
+def _quotient(name: str) -> Methods:
+    in_place = name + "_"
+
+    def operation(name: str, self: Recorded, other: Any, rounding_mode: str | None) -> Operation:
+        if rounding_mode is not None:
+            refuse(f"`div` rounds by {rounding_mode!r}", "the kernels divide without")
+        if isinstance(other, (int, float)) and not 1e-37 < abs(other) < 1e37:
+            # The reciprocal of so small or large a number is none.
+            name = "exact_" + name
+        return (name, self.id, self._tape.operand(other))
+
+    def method(self: Recorded, other: Any, *, rounding_mode: str | None = None) -> Recorded:
+        return self._tape.make(operation(name, self, other, rounding_mode))
+
+    def method_(self: Recorded, other: Any, *, rounding_mode: str | None = None) -> Recorded:
+        tape = self._tape
+        if other.__class__ is float and 1e-37 < other < 1e37 and rounding_mode is None:
+            tape.scalars.append(other)
+            node = tape.node = tape.node[in_place, self.id, None]
+        else:
+            node = tape.node = tape.node[operation(in_place, self, other, rounding_mode)]
+        self.id = node.id
+        return self
+
+    return method, method_
+
+
 def _scaled(name: str) -> Methods:
     in_place = name + "_"
 
@@ -328,7 +356,11 @@ def _scaled(name: str) -> Methods:
 
     def method_(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
         tape = self._tape
-        operand = other.id if other.__class__ is Recorded else tape.operand(other)
+        if other.__class__ is float:
+            operand = None
+            tape.scalars.append(other)
+        else:
+            operand = other.id if other.__class__ is Recorded else tape.operand(other)
         if alpha is None:
             node = tape.node = tape.node[in_place, self.id, operand]
         else:
@@ -414,15 +446,6 @@ def _power(name: str, self: Recorded, exponent: Any) -> Operation:
 _POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 
-def _divide(name: str, self: Recorded, other: Any, *, rounding_mode: str | None = None) -> Operation:
-    if rounding_mode is not None:
-        refuse(f"`div` rounds by {rounding_mode!r}", "the kernels divide without")
-    if other.__class__ is float and not 1e-37 < abs(other) < 1e37:
-        # The reciprocal of so small or large a number is none.
-        name = "exact_" + name
-    return (name, self.id, self._tape.operand(other))
-
-
 def _clamp(name: str, self: Recorded, min: Any = None, max: Any = None) -> Operation:
     if max is None:
         return _clamp_min("clamp_min" + _end(name), self, min)
@@ -475,7 +498,7 @@ class Recorded:
     add, add_ = _scaled("add")
     sub, sub_ = _scaled("sub")
     mul, mul_ = _binary("mul", mask_allowed=True)
-    div, div_ = _composed("div", _divide)
+    div, div_ = _quotient("div")
     pow, pow_ = _composed("pow", _power)
     maximum, _ = _binary("maximum")
     minimum, _ = _binary("minimum")

@@ -113,10 +113,10 @@ class Plan:
 
     def run(self, rule: Any) -> bool:
         """### Step. False if the plan does not hold for the next one"""
-        holds = True
-        for job in self.jobs:
-            holds = job.run(rule) and holds
-        return holds
+        if len(self.jobs) == 1:
+            return self.jobs[0].run(rule)
+        held = [job.run(rule) for job in self.jobs]
+        return all(held)
 
 
 class Stepper:
