@@ -32,9 +32,12 @@ from optimizers.engines.cohort import Cohort, as_stored, states_of, wish
 from optimizers.engines.look import expected, expected_state, gradient_looker, state_looker
 from optimizers.engines.recorder import Node, Program, RecordedState, Tape, Unrecordable
 from optimizers.engines.state import compute_dtype, group_numbers, real_dtype
+from optimizers.engines.traced import Calculation, Untraceable, calculation
 
 #: Below this number of elements waking a second thread takes longer than it saves.
 THREADING_ELEMENTS = 16384
+#: From this number of cohorts on, tracing the numbers takes less time than reading the rule for each.
+TRACED_COHORTS = 8
 
 _data_ptr = Tensor.data_ptr
 
@@ -81,6 +84,7 @@ class FusedJob:
         self._group, self._wish = first.group, wish(rule, first)
         self._view = self.tape.state(first.others)
         self._names = tuple(first.scalars)
+        self._traceable = len(cohorts) >= TRACED_COHORTS and self._names in ((), ("step",))
         self._only_count = self._names == ("step",)
         self._now = [c.scalars[name] for c in cohorts for name in self._names]
         nodes, numbers, _ = self._read(rule, scale)
@@ -105,6 +109,11 @@ class FusedJob:
 
         Gives the ends of the readings, the numbers for the kernels, and the scalars of the states after the step.
         """
+        if self._traceable:
+            traced = self._read_traced(rule, scale)
+            if traced is not None:
+                return traced
+            self._traceable = False
         tape, groups, view, now = self.tape, rule.param_groups, self._view, self._now
         update, param, grad = rule.update_param, tape.param, tape.grad
         only_count = self._only_count
@@ -134,6 +143,57 @@ class FusedJob:
             if not only_count:
                 after += [as_stored(name, view[name]) for name in self._names]
         return nodes, numbers, after
+
+    def _read_one(self, rule: Any, scale: float | None, group: dict[str, Any], t: Any) -> tuple[Node, list[Any]]:
+        """### Read the rule for one cohort that has no scalars but the count"""
+        tape = self.tape
+        if self._view.written:
+            self._view = tape.state(self.cohorts[0].others)
+        dict.__setitem__(self._view, "step", t)
+        tape.rewind()
+        rule.update_param(self._view, group, tape.grad if scale is None else tape.grad.div(scale), tape.param)
+        return tape.node, tape.scalars
+
+    def _read_traced(self, rule: Any, scale: float | None) -> tuple[list[Node], list[Any], list[float]] | None:
+        """
+        ### Read the rule for one cohort, and calculate the numbers of the others as it does
+
+        None if that can't be done, or gives other numbers than reading does, for the first or the last cohort.
+        """
+        groups = [rule.param_groups[cohort.group] for cohort in self.cohorts]
+        counts = [t + 1 for t in self._now] or [0] * len(groups)
+        plain = [type(g["lr"]) is not float or c.tensor_hypers for g, c in zip(groups, self.cohorts, strict=True)]
+        if plain[0]:
+            return None
+        node, numbers = self._read_one(rule, scale, groups[0], counts[0])
+
+        def read(group: dict[str, Any], t: Any) -> list[Any]:
+            end, traced = self._read_one(rule, scale, group, t)
+            if end is not node:
+                raise Untraceable("the rule does something else when its numbers are no floats")
+            return traced
+
+        try:
+            calculate = calculation(groups[0], int(counts[0]), read)
+            if calculate(groups[0], int(counts[0])) != tuple(numbers):
+                return None
+        except Exception:
+            # The plain reading went well, so it is the tracing that the rule can't take.
+            return None
+        nodes: list[Node] = []
+        gathered: list[Any] = []
+        for group, t, apart in zip(groups, counts, plain, strict=True):
+            found = None if apart else _try(calculate, group, t)
+            if found is None:
+                end, found = self._read_one(rule, scale, group_numbers(group) if apart else group, t)
+                nodes.append(end)
+            else:
+                nodes.append(node)
+            gathered += found
+        end, numbers = self._read_one(rule, scale, group_numbers(groups[-1]) if plain[-1] else groups[-1], counts[-1])
+        if end is not nodes[-1] or numbers != gathered[len(gathered) - len(numbers) :]:
+            return None
+        return nodes, gathered, counts if self._names else []
 
     def _set_scalars(self, view: RecordedState, index: int) -> None:
         for name, value in zip(self._names, self._now[index * len(self._names) :], strict=False):
@@ -176,6 +236,14 @@ class FusedJob:
     def counts(self) -> list[int]:
         """### The steps that each cohort has taken"""
         return [int(t) for t in self._now[:: len(self._names)]] if "step" in self._names[:1] else []
+
+
+def _try(calculate: Calculation, group: dict[str, Any], t: float) -> Any:
+    try:
+        return calculate(group, int(t))
+    except (ArithmeticError, LookupError, TypeError):
+        # Reading the rule will say what is wrong.
+        return None
 
 
 class Changed(Exception):

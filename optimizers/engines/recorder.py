@@ -324,7 +324,7 @@ def _quotient(name: str) -> Methods:
     def operation(name: str, self: Recorded, other: Any, rounding_mode: str | None) -> Operation:
         if rounding_mode is not None:
             refuse(f"`div` rounds by {rounding_mode!r}", "the kernels divide without")
-        if isinstance(other, (int, float)) and not 1e-37 < abs(other) < 1e37:
+        if not isinstance(other, (Recorded, Mask, Tensor)) and not 1e-37 < abs(other) < 1e37:
             # The reciprocal of so small or large a number is none.
             name = "exact_" + name
         return (name, self.id, self._tape.operand(other))
