@@ -114,44 +114,37 @@ class FusedJob:
             if traced is not None:
                 return traced
             self._traceable = False
-        tape, groups, view, now = self.tape, rule.param_groups, self._view, self._now
-        update, param, grad = rule.update_param, tape.param, tape.grad
-        only_count = self._only_count
-        # The tape is rewound here, for each cohort, without a call.
-        root, leaves = tape.root, tape.starts
+        groups = rule.param_groups
         nodes: list[Node] = []
         numbers: list[Any] = []
         after: list[float] = []
+        only_count = self._only_count
         for index, cohort in enumerate(self.cohorts):
             group = groups[cohort.group]
             if group["lr"].__class__ is not float or cohort.tensor_hypers:
                 group = group_numbers(group)
-            if view.written:
-                view = self._view = tape.state(cohort.others)
+            t: float | None
             if only_count:
-                t = now[index] + 1
+                t = self._now[index] + 1
                 after.append(t)
-                dict.__setitem__(view, "step", t)
             else:
-                self._set_scalars(view, index)
-            tape.node, tape.scalars = root, []
-            for value, id in leaves:
-                value.id = id
-            update(view, group, grad if scale is None else grad.div(scale), param)
-            nodes.append(tape.node)
-            numbers += tape.scalars
+                t = self._set_scalars(index)
+            node, found = self._read_one(rule, scale, group, t)
+            nodes.append(node)
+            numbers += found
             if not only_count:
-                after += [as_stored(name, view[name]) for name in self._names]
+                after += [as_stored(name, self._view[name]) for name in self._names]
         return nodes, numbers, after
 
     def _read_one(self, rule: Any, scale: float | None, group: dict[str, Any], t: Any) -> tuple[Node, list[Any]]:
-        """### Read the rule for one cohort that has no scalars but the count"""
-        tape = self.tape
-        if self._view.written:
-            self._view = tape.state(self.cohorts[0].others)
-        dict.__setitem__(self._view, "step", t)
+        """### Read the rule for one cohort"""
+        tape, view, values = self.tape, self._view, self.tape.values
+        if view.written:
+            view = self._renew_view()
+        if t is not None:
+            dict.__setitem__(view, "step", t)
         tape.rewind()
-        rule.update_param(self._view, group, tape.grad if scale is None else tape.grad.div(scale), tape.param)
+        rule.update_param(view, group, values[1] if scale is None else values[1].div(scale), values[0])
         return tape.node, tape.scalars
 
     def _read_traced(self, rule: Any, scale: float | None) -> tuple[list[Node], list[Any], list[float]] | None:
@@ -161,7 +154,7 @@ class FusedJob:
         None if that can't be done, or gives other numbers than reading does, for the first or the last cohort.
         """
         groups = [rule.param_groups[cohort.group] for cohort in self.cohorts]
-        counts = [t + 1 for t in self._now] or [0] * len(groups)
+        counts: list[Any] = [t + 1 for t in self._now] or [None] * len(groups)
         plain = [type(g["lr"]) is not float or c.tensor_hypers for g, c in zip(groups, self.cohorts, strict=True)]
         if plain[0]:
             return None
@@ -174,8 +167,8 @@ class FusedJob:
             return traced
 
         try:
-            calculate = calculation(groups[0], int(counts[0]), read)
-            if calculate(groups[0], int(counts[0])) != tuple(numbers):
+            calculate = calculation(groups[0], counts[0], read)
+            if calculate(groups[0], counts[0]) != tuple(numbers):
                 return None
         except Exception:
             # The plain reading went well, so it is the tracing that the rule can't take.
@@ -195,9 +188,17 @@ class FusedJob:
             return None
         return nodes, gathered, counts if self._names else []
 
-    def _set_scalars(self, view: RecordedState, index: int) -> None:
-        for name, value in zip(self._names, self._now[index * len(self._names) :], strict=False):
-            dict.__setitem__(view, name, value + 1 if name == "step" else value)
+    def _renew_view(self) -> RecordedState:
+        kept = {name: self._view[name] for name in self._names if name in self._view}
+        self._view = self.tape.state({**self.cohorts[0].others, **kept})
+        return self._view
+
+    def _set_scalars(self, index: int) -> float | None:
+        """Set the scalars of a cohort in the state that is read, and give the count of this step, if there is one."""
+        width = len(self._names)
+        values = dict(zip(self._names, self._now[index * width : (index + 1) * width], strict=True))
+        dict.update(self._view, values)
+        return values["step"] + 1 if "step" in values else None
 
     def ready(self, rule: Any, scale: float | None, alone: bool) -> bool:
         """
@@ -205,8 +206,8 @@ class FusedJob:
 
         A job that steps `alone` leaves it to its kernel to look at the counts.
         """
-        group = rule.param_groups[self._group]
-        if (group["foreach"], group["fused"]) != self._wish:
+        group, (foreach, fused) = rule.param_groups[self._group], self._wish
+        if group["foreach"] is not foreach or group["fused"] is not fused:
             return False
         nodes, numbers, self._after = self._read(rule, scale)
         if nodes != self.nodes:
@@ -238,9 +239,9 @@ class FusedJob:
         return [int(t) for t in self._now[:: len(self._names)]] if "step" in self._names[:1] else []
 
 
-def _try(calculate: Calculation, group: dict[str, Any], t: float) -> Any:
+def _try(calculate: Calculation, group: dict[str, Any], t: Any) -> Any:
     try:
-        return calculate(group, int(t))
+        return calculate(group, t)
     except (ArithmeticError, LookupError, TypeError):
         # Reading the rule will say what is wrong.
         return None
@@ -320,7 +321,7 @@ class Launch:
             if state_is_known and not self._look_at_states(self._state_rows):
                 return False
             grads = self._look(self._rows)
-        except (AttributeError, KeyError, RuntimeError):
+        except (AttributeError, KeyError, TypeError, RuntimeError):
             # A state or a gradient is missing, or a gradient is sparse, and has no strides.
             return False
         if grads is None:

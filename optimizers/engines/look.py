@@ -19,7 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+
+#: From this number of tensors on, looking at all at once takes less time than looking at one after another.
+BULK = 32
+
+_data_ptr = Tensor.data_ptr
 
 
 def expected(param: Tensor) -> tuple[Any, ...]:
@@ -32,9 +38,12 @@ def gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
     """
     ## Look at parameters and gradients
 
-    The function gives the addresses of the gradients. It raises `AttributeError` or `RuntimeError` where a gradient
-    is missing or sparse.
+    The function gives the addresses of the gradients. It may raise `AttributeError`, `TypeError` or `RuntimeError`
+    where a gradient is missing or sparse.
     """
+    bulk = bulk_gradient_looker(params) if len(params) >= BULK else None
+    if bulk is not None:
+        return bulk
     checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel"]
     # Asking whether a tensor is contiguous is quicker than asking for its strides.
     contiguous = all(p.is_contiguous() for p in params)
@@ -56,6 +65,34 @@ def look(rows):
         append(grad.data_ptr())
     return addresses
 """)
+    return look
+
+
+def bulk_gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None] | None:
+    """
+    ## Look at many parameters and gradients
+
+    torch's compiler has guards that compare type, dtype, device, sizes and strides of many tensors in one call. They
+    are not part of its public interface, so this gives None where they are not as expected.
+    """
+    guards: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+    addresses = list(map(_data_ptr, params))
+    try:
+        kept, unchanged = (
+            guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+            for tensors in ([p.grad for p in params], params)
+        )
+        if not (kept(*[p.grad for p in params]) and unchanged(*params)):
+            return None
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+
+    def look(rows: Any) -> list[int] | None:
+        grads: list[Any] = [p.grad for p in params]
+        if not (kept(*grads) and unchanged(*params)) or list(map(_data_ptr, params)) != addresses:
+            return None
+        return list(map(_data_ptr, grads))
+
     return look
 
 

@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-Calculation = Callable[[dict[str, Any], int], tuple[float, ...] | None]
+Calculation = Callable[[dict[str, Any], Any], tuple[float, ...] | None]
 
 
 class Untraceable(Exception):
@@ -135,7 +135,7 @@ def _code(number: Any) -> str:
 _calculations: dict[str, Any] = {}
 
 
-def calculation(group: dict[str, Any], t: int, read: Callable[[dict[str, Any], Any], list[Any]]) -> Calculation:
+def calculation(group: dict[str, Any], t: int | None, read: Callable[[dict[str, Any], Any], list[Any]]) -> Calculation:
     """
     ## The calculation of the numbers of a reading
 
@@ -143,7 +143,7 @@ def calculation(group: dict[str, Any], t: int, read: Callable[[dict[str, Any], A
     and `Untraceable`.
     """
     sheet = Sheet(group)
-    source, same = sheet.function(read(sheet.group, Traced(sheet, "t", t)))
+    source, same = sheet.function(read(sheet.group, None if t is None else Traced(sheet, "t", t)))
     if source not in _calculations:
         _calculations[source] = compile(source, "<traced>", "exec")
     namespace: dict[str, Any] = dict(same)
