@@ -288,7 +288,13 @@ def _unary(name: str) -> Methods:
     in_place = name + "_"
 
     def method(self: Recorded) -> Recorded:
-        return self._tape.make((name, self.id))
+        tape = self._tape
+        node = tape.node = tape.node[name, self.id]
+        made = node.object
+        if made is None:
+            made = node.object = Recorded(tape, node.id)
+        made.id = node.id
+        return made
 
     def method_(self: Recorded) -> Recorded:
         tape = self._tape
