@@ -122,8 +122,9 @@ static inline float16 store_float16(float value) { return (float16)value; }
 
 # Many small tensors are many starts, which the processor does not foresee by itself.
 _LOOP = """
-/* The elements of a line of the processor's cache; lines are fetched some time before they are used. */
-enum { LINE = 64 / sizeof(real) };
+/* The elements of a line of the processor's cache. More than FAR elements are not in the cache: their lines are fetched
+   some time before they are used. */
+enum { LINE = 64 / sizeof(real), FAR = 1 << 19 };
 #define PREFETCH(address, written) __builtin_prefetch((address) + 8 * LINE, written)
 """
 
@@ -144,6 +145,7 @@ typedef struct {
 } launch;
 
 static void share(const launch *l, int64_t begin, int64_t end) {
+    int far = l->offsets[l->tensors] > FAR;
     int64_t low = 0, high = l->tensors - 1;
     while (low < high) {
         int64_t middle = (low + high + 1) / 2;
@@ -152,7 +154,7 @@ static void share(const launch *l, int64_t begin, int64_t end) {
     for (int64_t i = low; i < l->tensors && l->offsets[i] < end; i++) {
         int64_t from = begin > l->offsets[i] ? begin - l->offsets[i] : 0;
         int64_t to = (end < l->offsets[i + 1] ? end : l->offsets[i + 1]) - l->offsets[i];
-        if (to > from) update(POINTERS, from, to, l->scalars + l->numbers * l->rows[i]);
+        if (to > from) update(POINTERS, from, to, l->scalars + l->numbers * l->rows[i], far);
     }
 }
 
@@ -232,8 +234,8 @@ def _update(program: Program, names: list[str], slots: Sequence[torch.dtype]) ->
     ahead = [f"PREFETCH({name}_at + i, {int(slot in written)});" for slot, name in enumerate(names)]
     element = [f"static inline __attribute__((always_inline)) void element({arguments}, int64_t i{given}) {{"]
     element += [f"    {line}" for line in (*loads, *body, *stores)]
-    loop = [f"static void update({arguments}, int64_t from, int64_t to, const double *scalars) {{"]
-    loop += [f"    {line}" for line in (*numbers, "int64_t i = from;", "for (; i + LINE <= to; i += LINE) {")]
+    loop = [f"static void update({arguments}, int64_t from, int64_t to, const double *scalars, int far) {{"]
+    loop += [f"    {line}" for line in (*numbers, "int64_t i = from;", "for (; far && i + LINE <= to; i += LINE) {")]
     loop += [f"        {line}" for line in (*ahead, f"for (int64_t k = i; k < i + LINE; k++) element({passed});")]
     loop += ["    }", f"    for (int64_t k = i; k < to; k++) element({passed});"]
     return "\n".join(["", *element, "}", "", *loop, "}", ""])
