@@ -255,14 +255,18 @@ def _continues(run: _Run) -> Line:
     params = _params(run.dtype)
     rows = _gradients(params)
     expected = _take_steps(run.optimizer(params), params, rows)
+    note = ""
     for way in (_by_checkpoint, _by_copy, _by_pickle):
         params = _params(run.dtype)
         optimizer = run.optimizer(params)
+        if way is _by_pickle and "<locals>" in type(optimizer).__qualname__:
+            note = "not pickled: Python can't pickle a class that is defined in a function"
+            continue
         _take_steps(optimizer, params, rows[:2])
         other = way(run, optimizer)
         values = [p for group in other.param_groups for p in group["params"]]
         run.must_equal(f"{what} ({way.__name__.strip('_')})", _take_steps(other, values, rows[2:]), expected)
-    return run.passed(what)
+    return run.passed(what, note=note)
 
 
 def _by_checkpoint(run: _Run, optimizer: Any) -> Any:

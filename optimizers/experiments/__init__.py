@@ -11,7 +11,11 @@ handwritten digits, with any rule of the package, beside torch's optimizer of th
 
     python -m optimizers.experiments.mnist --compare
 
-Its parts are [the data](data.html), [the training loop](training.html), [the console](console.html) and
+[Performance](performance.html) times the steps of every reader beside torch's and others', and the limit of memory:
+
+    python -m optimizers.experiments.performance
+
+The parts of the main job are [the data](data.html), [the training loop](training.html), [the console](console.html) and
 [the report](report.html).
 
 Only the experiments need labml, scikit-learn and matplotlib:
