@@ -587,7 +587,7 @@ def test_arguments_choose_the_reader(kwargs, reader, caplog):
 
 
 @all_classes
-def test_fused_together_with_foreach_is_refused(rule):
+def test_both_readers_at_once_are_refused(rule):
     with pytest.raises(RuntimeError, match="`fused` and `foreach` cannot be `True` together"):
         rule.build(helpers.params(), fused=True, foreach=True)
 
