@@ -329,8 +329,7 @@ class GenericAdaptiveOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """### What is pickled and deep-copied: torch's part, and what a subclass keeps in public attributes"""
-        own = {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}
-        return own
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}
 
 
 def _check_betas(betas: Any, tensors_allowed: bool) -> None:

@@ -1559,3 +1559,22 @@ def test_no_engine_names_a_rule():
         words = set(itertools.chain.from_iterable(re.findall(r"\w+", s) for s in strings if isinstance(s, str)))
         assert not rules & (names | imports | words), path.name
         assert not {f"optimizers.{m}" for m in modules} & imports, path.name
+
+
+class LooksAtTheParameter(Adam):
+    """Its state depends on the values of the parameter, which only a real tensor has."""
+
+    def init_state(self, state, group, param):
+        super().init_state(state, group, param)
+        state["exp_avg"].fill_(param.mean().item())
+
+
+def test_init_state_that_looks_at_values_is_given_a_real_tensor():
+    p, q = (torch.nn.Parameter(torch.linspace(-1, 2, 6)) for _ in range(2))
+    optimizer, other = LooksAtTheParameter([p]), LooksAtTheParameter([q])
+    assert readers(optimizer) == ["fused"]
+    assert not optimizer.state
+    p.grad = torch.ones(6)
+    optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    assert same(other.state[q]["exp_avg"], optimizer.state[p]["exp_avg"])

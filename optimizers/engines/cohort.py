@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optimizers.engines.c_kernel import STORAGE
-from optimizers.engines.state import compute_dtype, new_state, real_dtype, settle_scalars
+from optimizers.engines.state import compute_dtype, imagined_state, new_state, real_dtype, settle_scalars
 
 
 @dataclass
@@ -78,7 +78,7 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
         turns = met.setdefault(id(param), [])
         state = turns[0] if turns else states.get(param)
         if not state:
-            state = new_state(rule, group, torch.empty_like(param, device="meta") if dry else param)
+            state = (imagined_state if dry else new_state)(rule, group, param)
         turns.append(state)
         settle_scalars(rule, state)
         scalars = {name: _number(state[name], name) for name in rule.scalar_state if name in state}

@@ -85,6 +85,14 @@ def refuse_number(rule: Any, name: str, value: Any) -> None:
         )
 
 
+def imagined_state(rule: Any, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
+    """What `init_state` would make, without its memory; with it where `init_state` looks at the parameter's values."""
+    try:
+        return new_state(rule, group, torch.empty_like(param, device="meta"))
+    except (NotImplementedError, RuntimeError):
+        return new_state(rule, group, param)
+
+
 def settle_scalars(rule: Any, state: dict[str, Any]) -> None:
     """Give the scalars of a state the form that they have here, whoever put them there."""
     for name in rule.scalar_state:
@@ -139,7 +147,7 @@ def check_shapes(rule: Any, saved: dict[str, Any]) -> None:
             moments = {k: v for k, v in source.items() if isinstance(v, Tensor) and k not in rule.scalar_state}
             expected: dict[str, Any] = {}
             if moments:
-                rule.init_state(expected, {**own, **group}, torch.empty_like(param, device="meta"))
+                expected = imagined_state(rule, {**own, **group}, param)
                 expected.update(dict.fromkeys(rule.lazy_state, param))
             for name, value in moments.items():
                 shape = expected[name].shape if isinstance(expected.get(name), Tensor) else value.shape

@@ -64,8 +64,10 @@ class EagerJob:
         with torch.set_grad_enabled(self.reader == "functional"):
             scalars = step(rule, self.cohort, self._scale)
         self._counts.advance(scalars)
+        if len(self.cohort.states[0]) == self._entries:
+            return True
         adopt(rule, self.cohorts)
-        return len(self.cohort.states[0]) == self._entries
+        return False
 
     def counts(self) -> list[int]:
         """### The steps that the cohort has taken"""
