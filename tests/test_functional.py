@@ -1,11 +1,11 @@
-"""Gradients flow through differentiable steps, and a compiled training loop steps as an eager one."""
+"""Gradients flow through differentiable steps."""
 
 import pytest
 import torch
 
 from optimizers import SGD, Adam, RMSprop
 from tests import helpers
-from tests.rules import BY_NAME, RULES
+from tests.rules import RULES
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -46,33 +46,3 @@ def test_learning_rate_gets_a_gradient(cls):
     theta.sum().backward()
     moved = (1 - theta.detach()).sum() / lr.detach()
     torch.testing.assert_close(lr.grad, -moved)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scheduled", [False, True], ids=["constant lr", "scheduled lr"])
-@pytest.mark.parametrize("name", ["adam", "sgd-momentum", "rmsprop-centered"])
-def test_compiled_training_steps_as_eager_in_few_frames(name, scheduled):
-    from torch._dynamo.testing import CompileCounter
-
-    def losses(compiler):
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        model = torch.nn.Linear(4, 3)
-        optimizer = BY_NAME[name].build(model.parameters(), "default")
-        x = torch.randn(8, 4)
-        forward = compiler(lambda: model(x).square().mean())
-        step = compiler(lambda: optimizer.step())
-        seen = []
-        for number in range(20):
-            if scheduled:
-                optimizer.param_groups[0]["lr"] = 0.01 / (1 + number)
-            optimizer.zero_grad()
-            loss = forward()
-            loss.backward()
-            step()
-            seen.append(loss.item())
-        return seen
-
-    counter = CompileCounter()
-    assert losses(lambda f: torch.compile(f, backend=counter)) == losses(lambda f: f)
-    assert counter.frame_count <= 4
