@@ -15,26 +15,44 @@ optimizers, with torch's arguments, state and checkpoints.
 | [`AdamW`](adamw.html) | with weight decay: transformers, fine-tuning |
 | [`SGD`](sgd.html) | well-scaled problems with a schedule; least memory; sparse gradients |
 | [`RMSprop`](rmsprop.html) | reinforcement learning and recurrent networks, where results were published with it |
+| [`NAdam`](nadam.html) | where Adam works, and its first thousands of steps matter |
+| [`Adamax`](adamax.html) | gradients that are rare but large |
+| [`Adagrad`](adagrad.html) | rare features: embeddings, click models; sparse gradients |
+| [`Adadelta`](adadelta.html) | when no learning rate is to be found |
+| [`Rprop`](rprop.html) | full batches, without tuning |
+| [`ASGD`](asgd.html) | convex problems, for the mean of the points visited |
 
 To write your own, subclass the nearest rule and override a method, or start from
 [`GenericAdaptiveOptimizer`](base.html). [`check_optimizer`](checking.html) then tries on it what we try on ours.
 """
 
+from optimizers.adadelta import Adadelta
+from optimizers.adagrad import Adagrad
 from optimizers.adam import Adam
+from optimizers.adamax import Adamax
 from optimizers.adamw import AdamW
+from optimizers.asgd import ASGD
 from optimizers.base import GenericAdaptiveOptimizer
 from optimizers.checking import CheckFailed, check_optimizer
+from optimizers.nadam import NAdam
 from optimizers.rmsprop import RMSprop
+from optimizers.rprop import Rprop
 from optimizers.sgd import SGD
 from optimizers.weight_decay import WeightDecay
 
 __all__ = [
+    "ASGD",
     "SGD",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "CheckFailed",
     "GenericAdaptiveOptimizer",
+    "NAdam",
     "RMSprop",
+    "Rprop",
     "WeightDecay",
     "check_optimizer",
 ]

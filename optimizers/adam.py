@@ -106,6 +106,23 @@ class Adam(GenericAdaptiveOptimizer):
         }
         super().__init__(params, {**own, **(defaults or {})}, lr)
 
+    def check_group(self, group: dict[str, Any]) -> None:
+        """### What the hyper-parameters must satisfy, in torch's words"""
+        super().check_group(group)
+        betas, lists = group["betas"], group["foreach"] and not group["capturable"]
+        if lists and isinstance(group["lr"], Tensor):
+            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
+            raise ValueError("betas must be either both floats or both Tensors")
+        for index, beta in enumerate(betas):
+            if isinstance(beta, Tensor):
+                if lists:
+                    raise ValueError(
+                        f"betas[{index}] as a Tensor is not supported for capturable=False and foreach=True"
+                    )
+                if beta.numel() != 1:
+                    raise ValueError(f"Tensor betas[{index}] must be 1-element")
+
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         """### State of a parameter: the count of steps and two moments of its shape"""
         state["step"] = 0

@@ -39,7 +39,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from optimizers.engines.report import Report
-from optimizers.engines.state import adopt_state, check_shapes
+from optimizers.engines.state import adopt_state, check_shapes, new_state
 from optimizers.engines.stepper import Stepper
 from optimizers.weight_decay import WeightDecay
 
@@ -139,14 +139,24 @@ class GenericAdaptiveOptimizer(Optimizer):
         Whoever asks for it may keep parts of it, and change them at any time. From then on the step looks at
         every tensor in it, which otherwise would be half of its time where the parameters are small.
         """
+        states: defaultdict[Tensor, Any] | None = self.__dict__.get("state")
+        if states is None:
+            # Lightning's wrappers are of our class but have no state. On this error they ask whom they wrap.
+            raise AttributeError(f"{type(self).__name__} has no state of its own")
         self._state_is_known = True
-        states: defaultdict[Tensor, Any] = self.__dict__["state"]
         return states
 
     @state.setter
     def state(self, value: defaultdict[Tensor, Any]) -> None:
         self._state_is_known = True
         self.__dict__["state"] = value
+
+    def fill_state(self) -> None:
+        """### Give every parameter its state now, which otherwise is made at its first step"""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if not self.state.get(param):
+                    self.state[param] = new_state(self, group, param)
 
     def state_dict(self) -> dict[str, Any]:
         """### What is saved. The dictionaries are new, the tensors are the state's own, as in torch"""
@@ -166,11 +176,8 @@ class GenericAdaptiveOptimizer(Optimizer):
         A rule adds its own. Raises `ValueError` in torch's words where torch checks the same.
         """
         lr, weight_decay, betas, eps = (group.get(k) for k in ("lr", "weight_decay", "betas", "eps"))
-        if isinstance(lr, Tensor):
-            if lr.numel() != 1:
-                raise ValueError("Tensor lr must be 1-element")
-            if betas is not None and group["foreach"] and not group["capturable"]:
-                raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
         if lr is None or not 0.0 <= lr:
             raise ValueError(f"Invalid learning rate: {lr}")
         if eps is not None and not 0.0 <= eps:
@@ -179,7 +186,11 @@ class GenericAdaptiveOptimizer(Optimizer):
             if name in group and group[name] is None:
                 raise ValueError(f"Invalid {name} value: None")
         if betas is not None:
-            _check_betas(betas, tensors_allowed=bool(group["capturable"] or not group["foreach"]))
+            if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+                raise ValueError(f"betas must be a pair of numbers in [0, 1). Received: {betas!r}")
+            for index, beta in enumerate(betas):
+                if not 0.0 <= beta < 1.0:
+                    raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
         if isinstance(weight_decay, WeightDecay) or weight_decay is None or not 0.0 <= weight_decay:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
         self._check_readers(group)
@@ -330,20 +341,3 @@ class GenericAdaptiveOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """### What is pickled and deep-copied: torch's part, and what a subclass keeps in public attributes"""
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}
-
-
-def _check_betas(betas: Any, tensors_allowed: bool) -> None:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be a pair of numbers in [0, 1). Received: {betas!r}")
-    for index, beta in enumerate(betas):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
-    kinds = [isinstance(beta, Tensor) for beta in betas]
-    if kinds[0] != kinds[1] or not all(isinstance(beta, (float, Tensor)) for beta in betas):
-        raise ValueError("betas must be either both floats or both Tensors")
-    for index, beta in enumerate(betas):
-        if isinstance(beta, Tensor):
-            if not tensors_allowed:
-                raise ValueError(f"betas[{index}] as a Tensor is not supported for capturable=False and foreach=True")
-            if beta.numel() != 1:
-                raise ValueError(f"Tensor betas[{index}] must be 1-element")

@@ -292,8 +292,24 @@ def _stays_at_no_learning_rate(run: _Run) -> Line:
     what = "a learning rate of 0 moves nothing"
     params = _params(run.dtype)
     start = [p.detach().clone() for p in params]
-    run.must_equal(what, _take_steps(run.optimizer(params, lr=0.0), params, _gradients(params, 2)), start)
+    rows = _gradients(params, 2)
+    if _lr_is_where_it_starts(run):
+        rows = [[torch.zeros_like(p) for p in params]] * 2
+    run.must_equal(what, _take_steps(run.optimizer(params, lr=0.0), params, rows), start)
     return run.passed(what)
+
+
+def _lr_is_where_it_starts(run: _Run) -> bool:
+    """Whether a learning rate has no effect after the first step, as in Rprop. It then stops nothing."""
+    results = []
+    for factor in (1.0, 2.0):
+        params = _params(run.dtype)
+        optimizer, rows = run.optimizer(params), _gradients(params)
+        _take_steps(optimizer, params, rows[:1])
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        results.append(_take_steps(optimizer, params, rows[1:]))
+    return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(*results, strict=True))
 
 
 def _is_finite_at_no_gradient(run: _Run) -> Line:

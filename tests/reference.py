@@ -119,3 +119,124 @@ def rmsprop(
         theta = theta - lr * b
         path.append(theta)
     return path
+
+
+def nadam(
+    theta,
+    grads,
+    *,
+    lr=2e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decay=L2,
+    momentum_decay=4e-3,
+    maximize=False,
+):
+    """Dozat 2016, Algorithm 2, with the schedule of mu at the end of its section 2 as torch has it."""
+    beta1, beta2 = betas
+    mu = [beta1 * (1 - 0.5 * 0.96 ** (i * momentum_decay)) for i in range(len(grads) + 2)]
+    m, v = np.zeros_like(theta), np.zeros_like(theta)
+    path = []
+    for t, g in enumerate(grads, 1):
+        g = -g if maximize else g
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        g_hat = g / (1 - np.prod(mu[1 : t + 1]))
+        m_hat = m / (1 - np.prod(mu[1 : t + 2]))
+        v_hat = v / (1 - beta2**t)
+        theta = theta - lr * ((1 - mu[t]) * g_hat + mu[t + 1] * m_hat) / (np.sqrt(v_hat) + eps)
+        path.append(theta)
+    return path
+
+
+def adamax(theta, grads, *, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decay=L2, maximize=False):
+    """Kingma and Ba 2015, Algorithm 2, its maximum written out over all gradients; eps as in the notes of torch."""
+    beta1, beta2 = betas
+    m = np.zeros_like(theta)
+    path, sizes = [], []
+    for t, g in enumerate(grads, 1):
+        g = -g if maximize else g
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        m = beta1 * m + (1 - beta1) * g
+        sizes.append(np.abs(g) + eps)
+        u = np.max([beta2 ** (t - i) * size for i, size in enumerate(sizes, 1)], axis=0)
+        theta = theta - lr / (1 - beta1**t) * m / u
+        path.append(theta)
+    return path
+
+
+def adagrad(
+    theta,
+    grads,
+    *,
+    lr=1e-2,
+    lr_decay=0.0,
+    eps=1e-10,
+    initial_accumulator_value=0.0,
+    weight_decay=0.0,
+    decay=L2,
+    maximize=False,
+):
+    """Duchi, Hazan and Singer 2011, the diagonal form of figure 1 without a projection; lr_decay as in torch."""
+    path, seen = [], []
+    for t, g in enumerate(grads, 1):
+        g = -g if maximize else g
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        seen.append(g)
+        size = np.sqrt(initial_accumulator_value + sum(s**2 for s in seen))
+        theta = theta - lr / (1 + (t - 1) * lr_decay) * g / (size + eps)
+        path.append(theta)
+    return path
+
+
+def adadelta(theta, grads, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, decay=L2, maximize=False):
+    """Zeiler 2012, Algorithm 1, with RMS[x] = sqrt(E[x^2] + eps)."""
+    mean_g2, mean_x2 = np.zeros_like(theta), np.zeros_like(theta)
+    path = []
+    for g in grads:
+        g = -g if maximize else g
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        mean_g2 = rho * mean_g2 + (1 - rho) * g**2
+        x = -np.sqrt(mean_x2 + eps) / np.sqrt(mean_g2 + eps) * g
+        mean_x2 = rho * mean_x2 + (1 - rho) * x**2
+        theta = theta + lr * x
+        path.append(theta)
+    return path
+
+
+def rprop(theta, grads, *, lr=1e-2, etas=(0.5, 1.2), step_sizes=(1e-6, 50), maximize=False):
+    """Riedmiller and Braun 1993, without weight backtracking: element by element, as the paper's listing is."""
+    eta_minus, eta_plus = etas
+    smallest, largest = step_sizes
+    theta = theta.copy()
+    last, eta = np.zeros_like(theta), np.full_like(theta, lr)
+    path = []
+    for g in grads:
+        g = np.array(-g if maximize else g)
+        for i in np.ndindex(theta.shape):
+            if last[i] * g[i] > 0:
+                eta[i] = min(eta[i] * eta_plus, largest)
+            elif last[i] * g[i] < 0:
+                eta[i] = max(eta[i] * eta_minus, smallest)
+                g[i] = 0
+            theta[i] -= np.sign(g[i]) * eta[i]
+            last[i] = g[i]
+        path.append(theta.copy())
+    return path
+
+
+def asgd(theta, grads, *, lr=1e-2, lambd=1e-4, alpha=0.75, weight_decay=0.0, decay=L2, maximize=False, **averaging):
+    """
+    Bottou's notes on stochastic gradient descent, section 5: eta_t = eta_0 (1 + lambda eta_0 t)^-a. The average
+    (`averaging`) does not change the path.
+    """
+    path = []
+    for t, g in enumerate(grads):
+        g = -g if maximize else g
+        eta = lr / (1 + lambd * lr * t) ** alpha
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        theta = theta - eta * (g + lambd * theta)
+        path.append(theta)
+    return path

@@ -14,7 +14,19 @@ from typing import Any
 
 import torch
 
-from optimizers import SGD, Adam, AdamW, RMSprop, WeightDecay
+from optimizers import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RMSprop,
+    Rprop,
+    WeightDecay,
+)
 from tests import reference
 
 READERS: dict[str, dict[str, Any]] = {
@@ -31,7 +43,8 @@ ULPS_PER_STEP = 2.0
 class Rule:
     """
     A rule with its options. `reference(theta, grads)` is the path in float64; `twin` is torch's class, or None where
-    torch has no such option.
+    torch has no such option. `precision` is how far, of its movement, numbers that torch keeps in float32 may take a
+    float64 parameter from the formula.
     """
 
     name: str
@@ -39,6 +52,7 @@ class Rule:
     kwargs: dict[str, Any]
     reference: Callable[..., Any] = field(repr=False)
     twin: type[torch.optim.Optimizer] | None = None
+    precision: float = 0.0
 
     def build(self, params, reader="single", **changes):
         """Our optimizer, run by `reader`; by "default" it chooses for itself."""
@@ -53,15 +67,21 @@ class Rule:
         return self.name
 
 
-def _row(name, cls, formula, twin=None, *, ours=None, paper=None, **common):
+def _row(name, cls, formula, twin=None, *, precision=0.0, ours=None, paper=None, **common):
     """`common` are arguments with the same name in our class and in the formula, `ours` and `paper` are the others."""
-    return Rule(name, cls, {**common, **(ours or {})}, partial(formula, **common, **(paper or {})), twin)
+    return Rule(name, cls, {**common, **(ours or {})}, partial(formula, **common, **(paper or {})), twin, precision)
 
 
 _adam = partial(_row, cls=Adam, formula=reference.adam)
 _adamw = partial(_row, cls=AdamW, formula=reference.adam)
 _sgd = partial(_row, cls=SGD, formula=reference.sgd)
 _rmsprop = partial(_row, cls=RMSprop, formula=reference.rmsprop)
+_nadam = partial(_row, cls=NAdam, formula=reference.nadam, precision=1e-6)
+_adamax = partial(_row, cls=Adamax, formula=reference.adamax)
+_adagrad = partial(_row, cls=Adagrad, formula=reference.adagrad)
+_adadelta = partial(_row, cls=Adadelta, formula=reference.adadelta)
+_rprop = partial(_row, cls=Rprop, formula=reference.rprop)
+_asgd = partial(_row, cls=ASGD, formula=reference.asgd, precision=1e-6)
 _T = torch.optim
 
 RULES = [
@@ -145,10 +165,63 @@ RULES = [
         ours={"weight_decay": WeightDecay(0.01, absolute=True)},
         paper={"weight_decay": 0.01, "decay": reference.ABSOLUTE},
     ),
+    _nadam(name="nadam", twin=_T.NAdam),
+    _nadam(name="nadam-eps-l2-maximize", twin=_T.NAdam, lr=0.02, eps=1e-3, weight_decay=0.1, maximize=True),
+    _nadam(
+        name="nadam-decoupled",
+        twin=_T.NAdam,
+        lr=0.02,
+        betas=(0.8, 0.95),
+        momentum_decay=0.1,
+        weight_decay=0.1,
+        ours={"decoupled_weight_decay": True},
+        paper={"decay": reference.DECOUPLED},
+    ),
+    _adamax(name="adamax", twin=_T.Adamax),
+    _adamax(name="adamax-betas-eps-l2", twin=_T.Adamax, lr=0.02, betas=(0.7, 0.9), eps=1e-3, weight_decay=0.1),
+    _adamax(
+        name="adamax-decoupled-maximize",
+        lr=0.02,
+        maximize=True,
+        ours={"weight_decay": WeightDecay(0.1)},
+        paper={"weight_decay": 0.1, "decay": reference.DECOUPLED},
+    ),
+    _adagrad(name="adagrad", twin=_T.Adagrad),
+    _adagrad(
+        name="adagrad-start-decay-l2",
+        twin=_T.Adagrad,
+        lr=0.05,
+        eps=1e-3,
+        lr_decay=0.1,
+        initial_accumulator_value=0.3,
+        weight_decay=0.1,
+        maximize=True,
+    ),
+    _adadelta(name="adadelta", twin=_T.Adadelta),
+    _adadelta(name="adadelta-rho-eps-l2", twin=_T.Adadelta, lr=0.5, rho=0.5, eps=1e-3, weight_decay=0.1, maximize=True),
+    _rprop(name="rprop", twin=_T.Rprop),
+    _rprop(name="rprop-etas-sizes", twin=_T.Rprop, lr=0.02, etas=(0.3, 1.7), step_sizes=(5e-3, 0.05), maximize=True),
+    _asgd(name="asgd", twin=_T.ASGD),
+    _asgd(name="asgd-maximize", twin=_T.ASGD, lr=0.05, maximize=True),
+    _asgd(name="asgd-averaging-l2", twin=_T.ASGD, lr=0.05, lambd=0.1, alpha=0.5, t0=5, weight_decay=0.1),
 ]
 
 BY_NAME = {rule.name: rule for rule in RULES}
 TWINS = [rule for rule in RULES if rule.twin]
 
 #: One row for each class, with state wherever the class has any, for what does not depend on the options.
-CLASSES = [BY_NAME[name] for name in ("adam-betas-eps", "adamw", "sgd-momentum", "rmsprop-momentum")]
+CLASSES = [
+    BY_NAME[name]
+    for name in (
+        "adam-betas-eps",
+        "adamw",
+        "sgd-momentum",
+        "rmsprop-momentum",
+        "nadam",
+        "adamax",
+        "adagrad",
+        "adadelta",
+        "rprop",
+        "asgd-averaging-l2",
+    )
+]

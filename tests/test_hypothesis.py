@@ -73,14 +73,15 @@ def test_any_model_trains_as_with_torchs_for_loop(reader, rule, model):
     start = helpers.values(ours)
     train(model, ours, optimizer)
     train(model, theirs, twin)
-    for p, q, s in zip(ours, theirs, start, strict=True):
+    states, twins = optimizer.state_dict()["state"], twin.state_dict()["state"]
+    for i, (p, q, s) in enumerate(zip(ours, theirs, start, strict=True)):
         assert p.stride() == q.stride()
         if p.is_complex():
             # torch's SGD multiplies complex numbers where we multiply pairs.
             helpers.assert_within(4 * STEPS, [p], [q], [s])
         else:
             helpers.assert_as_torch(reader, [p], [q], [s], STEPS)
-        got, want = optimizer.state.get(p, {}), twin.state.get(q, {})
+        got, want = states.get(i, {}), twins.get(i, {})
         assert list(got) == list(want)
         assert all(got[k].shape == want[k].shape and got[k].dtype == want[k].dtype for k in want)
         if "step" in want:

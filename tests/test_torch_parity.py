@@ -15,18 +15,20 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from optimizers import SGD, Adam, AdamW, RMSprop
+from optimizers import ASGD, SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RMSprop, Rprop
 from tests import helpers
 from tests.helpers import same
 from tests.rules import BY_NAME, CLASSES, READERS, TWINS, UNDEMANDING
 
-PAIRS = [(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW), (SGD, torch.optim.SGD), (RMSprop, torch.optim.RMSprop)]
+PAIRS = [(rule.cls, rule.twin) for rule in CLASSES]
 
 all_twins = pytest.mark.parametrize("rule", TWINS, ids=str)
 all_classes = pytest.mark.parametrize("rule", CLASSES, ids=str)
 all_readers = pytest.mark.parametrize("reader", READERS)
 undemanding_readers = pytest.mark.parametrize("reader", UNDEMANDING)
-all_pairs = pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda c: c.__module__.split(".")[0])
+all_pairs = pytest.mark.parametrize(
+    ("ours", "theirs"), PAIRS, ids=lambda c: f"{c.__module__.split('.')[0]}-{c.__name__}"
+)
 
 
 # ## Results
@@ -188,13 +190,8 @@ def _two():
 
 NAN = float("nan")
 _ADAM_ERRORS = [
-    {"lr": -1.0},
-    {"lr": NAN},
     {"lr": torch.tensor(-1.0)},
-    {"lr": _two()},
     {"lr": torch.tensor(0.1), "foreach": True},
-    {"eps": -1e-9},
-    {"eps": NAN},
     {"betas": (1.0, 0.9)},
     {"betas": (-0.1, 0.9)},
     {"betas": (0.9, 1.0)},
@@ -203,35 +200,35 @@ _ADAM_ERRORS = [
     {"betas": (0, 0.9)},
     {"betas": (0.9, torch.tensor(0.9))},
     {"betas": (torch.tensor(0.9), torch.tensor(0.9)), "foreach": True},
-    {"weight_decay": -0.1},
     {"weight_decay": NAN},
     {"fused": True, "foreach": True},
     {"fused": True, "differentiable": True},
 ]
 _SGD_ERRORS = [
-    {"lr": -1.0},
-    {"lr": _two()},
     {"momentum": -0.5},
-    {"weight_decay": -0.1},
     {"nesterov": True},
     {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
     {"fused": True, "foreach": True},
     {"fused": True, "differentiable": True},
 ]
-_RMSPROP_ERRORS = [
-    {"lr": -1.0},
-    {"lr": NAN},
-    {"lr": _two()},
-    {"eps": -1e-9},
-    {"momentum": -0.5},
-    {"momentum": NAN},
-    {"weight_decay": -0.1},
-    {"alpha": -0.1},
-]
+_COMMON_ERRORS = [{"lr": -1.0}, {"lr": NAN}, {"lr": _two()}, {"weight_decay": -0.1}, {"eps": -1e-9}, {"eps": NAN}]
+_OWN_ERRORS = {
+    "Adam": _ADAM_ERRORS,
+    "AdamW": _ADAM_ERRORS,
+    "SGD": _SGD_ERRORS,
+    "RMSprop": [{"momentum": -0.5}, {"momentum": NAN}, {"alpha": -0.1}],
+    "NAdam": [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"momentum_decay": -1.0}],
+    "Adamax": [{"betas": (1.0, 0.9)}, {"betas": (0.9, NAN)}],
+    "Adagrad": [{"lr_decay": -0.1}, {"initial_accumulator_value": -1.0}, {"fused": True, "foreach": True}],
+    "Adadelta": [{"rho": -0.1}, {"rho": 1.1}, {"rho": NAN}],
+    "Rprop": [{"etas": (0.0, 1.2)}, {"etas": (0.5, 1.0)}, {"etas": (1.5, 0.5)}],
+    "ASGD": [],
+}
 _ERRORS = [
     (ours, theirs, bad)
-    for (ours, theirs), cases in zip(PAIRS, [_ADAM_ERRORS, _ADAM_ERRORS, _SGD_ERRORS, _RMSPROP_ERRORS], strict=True)
-    for bad in cases
+    for ours, theirs in PAIRS
+    for bad in [*_COMMON_ERRORS, *_OWN_ERRORS[ours.__name__]]
+    if set(bad) <= set(inspect.signature(theirs).parameters) and not (ours is SGD and bad.get("lr") is NAN)
 ]
 
 
@@ -288,6 +285,8 @@ def test_bad_parameters_are_refused_in_torchs_words(ours, theirs, params):
     "bad", [{"lr": -1}, {"lr": NAN}, {"weight_decay": -1.0}, {"lr": _two()}], ids=["lr", "nan", "decay", "two"]
 )
 def test_group_is_checked_like_the_constructor(rule, bad):
+    if not set(bad) <= set(inspect.signature(rule.cls).parameters):
+        pytest.skip("not an argument of this class")
     with pytest.raises(ValueError) as constructor:
         rule.cls(_p(), **bad)
     with pytest.raises(ValueError) as group:
@@ -305,6 +304,11 @@ def test_group_is_checked_like_the_constructor(rule, bad):
         (SGD, {"moving_average": True, "momentum": 1.0}),
         (RMSprop, {"alpha": -1.0}),
         (RMSprop, {"momentum": -1.0}),
+        (NAdam, {"momentum_decay": -1.0}),
+        (Adamax, {"betas": (1.0, 0.9)}),
+        (Adagrad, {"lr_decay": -1.0}),
+        (Rprop, {"etas": (1.5, 1.2)}),
+        (ASGD, {"t0": NAN}),
     ],
     ids=str,
 )
@@ -419,10 +423,36 @@ def test_sgd_takes_sparse_gradients_as_torch(reader, coalesced, kwargs):
 
 
 @undemanding_readers
-def test_sgd_trains_a_sparse_embedding_beside_dense_layers_as_torch(reader):
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch's own step
+@pytest.mark.parametrize("coalesced", [True, False], ids=["coalesced", "uncoalesced"])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"lr_decay": 0.1, "maximize": True}, {"initial_accumulator_value": 0.3, "eps": 1e-3}], ids=str
+)
+def test_adagrad_takes_sparse_gradients_as_torch(reader, coalesced, kwargs):
+    ours, theirs = helpers.params([(5, 2)]), helpers.params([(5, 2)])
+    mine = Adagrad(ours, lr=0.1, **kwargs, **READERS.get(reader, {}))
+    twin = torch.optim.Adagrad(theirs, lr=0.1, **kwargs, foreach=False, fused=False)
+    for scale in (1.0, -3.0, 0.5):
+        ours[0].grad, theirs[0].grad = (_sparse(coalesced) * scale for _ in range(2))
+        mine.step()
+        twin.step()
+    assert same(ours[0], theirs[0])
+    assert same(mine.state[ours[0]]["sum"], twin.state[theirs[0]]["sum"])
+
+
+def test_adagrad_shares_its_sums_with_other_processes():
+    ps = helpers.params()
+    optimizer = Adagrad(ps, initial_accumulator_value=0.5)
+    optimizer.share_memory()
+    assert all(optimizer.state[p]["sum"].is_shared() for p in ps)
+    assert all(torch.equal(optimizer.state[p]["sum"], torch.full_like(p, 0.5)) for p in ps)
+
+
+@undemanding_readers
+@pytest.mark.parametrize(("ours", "theirs"), [(SGD, torch.optim.SGD), (Adagrad, torch.optim.Adagrad)])
+def test_sparse_embedding_trains_beside_dense_layers_as_with_torch(reader, ours, theirs):
     results = []
-    ours = partial(SGD, lr=0.1, **READERS.get(reader, {}))
-    for make in (ours, partial(torch.optim.SGD, lr=0.1, foreach=False)):
+    for make in (partial(ours, lr=0.1, **READERS.get(reader, {})), partial(theirs, lr=0.1, foreach=False)):
         torch.manual_seed(1)
         net = torch.nn.Sequential(torch.nn.Embedding(7, 3, sparse=True), torch.nn.Linear(3, 1))
         optimizer = make(net.parameters())
@@ -435,7 +465,7 @@ def test_sgd_trains_a_sparse_embedding_beside_dense_layers_as_torch(reader):
 
 
 @all_readers
-@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("name", [rule.name for rule in CLASSES if rule.cls.sparse_error])
 def test_sparse_gradient_is_refused_in_torchs_words_before_anything_moves(reader, name):
     rule = BY_NAME[name]
     ours, theirs = helpers.params([(4,), (5, 2), (3,)]), helpers.params([(4,), (5, 2), (3,)])
@@ -476,7 +506,8 @@ def _through_a_file(state_dict):
 @all_twins
 @pytest.mark.parametrize("direction", ["torch-to-ours", "ours-to-torch", "there-and-back"])
 def test_checkpoint_crosses_over_and_training_goes_on(rule, reader, direction):
-    ps, uninterrupted = helpers.params(), helpers.params()
+    # In float64 torch's own NAdam does not go on as before: loading turns its product into a float64 number.
+    ps, uninterrupted = helpers.params(dtype=torch.float32), helpers.params(dtype=torch.float32)
     start, rows = helpers.values(ps), helpers.gradients(ps, 12)
     rows = [[None if (i, t) == (1, 3) else g for i, g in enumerate(row)] for t, row in enumerate(rows)]
     helpers.run(rule.build_twin(uninterrupted), uninterrupted, rows)
@@ -499,6 +530,8 @@ def test_checkpoint_crosses_over_and_training_goes_on(rule, reader, direction):
         if make is ours:
             # The reader is in the group, so it came with the checkpoint.
             optimizer.param_groups[0].update(READERS[reader])
+        else:
+            optimizer.param_groups[0].update(dict.fromkeys(("foreach", "fused"), False))
         helpers.run(optimizer, ps, rows[n * part : (n + 1) * part])
         saved = _through_a_file(optimizer.state_dict())
     helpers.assert_as_torch(reader, ps, uninterrupted, start, 12)
@@ -522,23 +555,25 @@ def test_older_checkpoint_with_another_kind_of_step_count_goes_on(rule, reader, 
     if not any("step" in s for s in saved["state"].values()):
         pytest.skip("this rule does not count")
     for state in saved["state"].values():
-        state["step"] = count(state["step"])
+        for name in rule.cls.scalar_state:
+            state[name] = (float if count is int and name != "step" else count)(state[name])
     resumed = helpers.copies(ps)
     fresh = rule.build(resumed, reader)
     fresh.load_state_dict(saved)
-    assert all(s["step"].dtype == torch.float32 and s["step"].shape == () for s in fresh.state.values())
+    scalars = [state[name] for state in fresh.state.values() for name in rule.cls.scalar_state]
+    assert all(scalar.dtype == torch.float32 and scalar.shape == () for scalar in scalars)
     helpers.run(optimizer, ps, rows)
     helpers.run(fresh, resumed, rows)
     assert same(helpers.values(ps), helpers.values(resumed))
 
 
 @all_readers
-@pytest.mark.parametrize("name", ["adam-betas-eps", "adamw", "sgd-momentum", "sgd-nesterov", "rmsprop"])
-def test_older_checkpoint_without_the_newer_group_keys_goes_on(reader, name):
-    rule = BY_NAME[name]
+@all_classes
+def test_older_checkpoint_without_the_newer_group_keys_goes_on(rule, reader):
     ps, rows, optimizer = _after_some_steps(rule, reader)
     saved = copy.deepcopy(optimizer.state_dict())
-    oldest = {"lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "alpha", "params"}
+    newer = {"foreach", "maximize", "capturable", "differentiable", "fused"}
+    oldest = {"params", *inspect.signature(rule.twin).parameters} - newer
     for group in saved["param_groups"]:
         for key in set(group) - oldest:
             del group[key]

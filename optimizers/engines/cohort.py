@@ -108,7 +108,9 @@ def adopt(rule: Any, cohorts: list[Cohort]) -> None:
 
 def states_of(rule: Any) -> dict[Tensor, dict[str, Any]]:
     """The states of an optimizer, asked for by the engines: nobody else gets to know them by that."""
-    return vars(rule)["state"]  # type: ignore[no-any-return]
+    states: dict[Tensor, dict[str, Any]] | None = vars(rule).get("state")
+    # A wrapper that poses as the rule has none, and shows those of the rule.
+    return rule.state if states is None else states
 
 
 def wish(rule: Any, cohort: Cohort) -> tuple[bool | None, bool | None]:

@@ -49,6 +49,10 @@ class Functional:
     def data(self) -> Functional:
         return self
 
+    @property
+    def is_sparse(self) -> bool:
+        return self.tensor.is_sparse
+
     def detach(self) -> Functional:
         return self
 
@@ -142,7 +146,7 @@ def step_functional(rule: Any, cohort: Cohort, scale: float | None) -> dict[str,
                 state[name] = _lower(value.tensor, state.get(name, param))
             elif name not in cohort.scalars:
                 state[name] = value
-    return {name: view[name] for name in cohort.scalars}
+    return {name: float(view[name]) for name in cohort.scalars}
 
 
 def _scalar(value: Any) -> Any:

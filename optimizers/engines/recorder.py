@@ -496,6 +496,7 @@ class Recorded:
 
     __slots__ = ("_tape", "id")
     __hash__ = object.__hash__
+    is_sparse = False
 
     def __init__(self, tape: Tape, id: int) -> None:
         self._tape = tape

@@ -121,7 +121,8 @@ def adopt_state(rule: Any, saved: dict[str, Any] | None) -> None:
         source = sources.get(id(param), {})
         for name, value in state.items():
             if name in rule.scalar_state:
-                state[name] = scalar_tensor(value)
+                # The source, because torch rounds all but `step` to the dtype of the parameter.
+                state[name] = scalar_tensor(source.get(name, value))
             elif isinstance(source.get(name), Tensor):
                 state[name] = source[name].detach().to(device=param.device, copy=True)
 

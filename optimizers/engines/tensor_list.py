@@ -78,6 +78,7 @@ class TensorList:
     """## Many tensors, used as one"""
 
     __slots__ = ("tensors",)
+    is_sparse = False
 
     def __init__(self, tensors: Any) -> None:
         self.tensors: list[Tensor] = list(tensors)

@@ -91,6 +91,11 @@ class Traced:
     def __abs__(self) -> Traced:
         return self._sheet.put(f"abs({self.code})", abs(self.value))
 
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        """A function of torch takes it; what that means is for the values beside it."""
+        return NotImplemented
+
 
 def _arithmetic(sign: str, function: Callable[[Any, Any], Any], swapped: bool) -> Callable[[Traced, Any], Any]:
     def method(self: Traced, other: Any) -> Any:
