@@ -44,6 +44,8 @@ from optimizers.engines.stepper import Stepper
 from optimizers.weight_decay import WeightDecay
 
 _profiler_enabled: Callable[[], bool] = torch._C._autograd._profiler_enabled
+#: What torch.compile has look at each frame that is entered, or None.
+_watching_compiler: Callable[[], Any] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: None)
 _global_pre_hooks = torch_optimizer._global_optimizer_pre_hooks
 _global_post_hooks = torch_optimizer._global_optimizer_post_hooks
 
@@ -256,8 +258,9 @@ class GenericAdaptiveOptimizer(Optimizer):
 
         `closure` reevaluates the model and returns the loss, which is returned. Subclasses don't override this.
         """
-        if is_compiling():
-            # A compiled kernel is what a step becomes by itself; the compiler goes round it.
+        if is_compiling() or _watching_compiler() is not None:
+            # A compiled kernel is what a step becomes by itself; the compiler goes round it. It may also run this
+            # method as it is and look at all that is called from it.
             return self._uncompiled_step(*args, **kwargs)
         # torch enters a profiler range and looks for hooks at every step, which takes longer than a small step.
         # Look first: without a profiler and without hooks there is nothing to enter.

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from optimizers.engines.c_kernel import STORAGE
+from optimizers.engines.shard import is_plain, local, placed
 from optimizers.engines.state import compute_dtype, imagined_state, new_state, real_dtype, settle_scalars
 
 
@@ -86,7 +86,8 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
         obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
         dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
-        memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout)
+        mesh = (placed(param) or (None,))[0]
+        memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout, mesh)
         kind = (*memory, obstacle, dtypes, tuple(scalars), repr(others))
         key = (index, tuple(scalars.items()), kind, len(turns))
         if key not in cohorts:
@@ -138,9 +139,8 @@ def _number(value: Any, name: str) -> float:
 
 def _share_memory(params: list[Tensor]) -> bool:
     """Whether two parameters lie over each other: they then must move one after the other."""
-    spans = sorted(
-        _span(p) for p in params if p.layout == torch.strided and type(p) in (Tensor, Parameter) and p.numel()
-    )
+    parts = [local(p) for p in params if p.layout == torch.strided and is_plain(p)]
+    spans = sorted(_span(part) for part in parts if part.numel())
     return any(start < end for (_, end), (start, _) in pairwise(spans))
 
 
@@ -155,13 +155,18 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool) -> str:
     """Why no kernel can take a parameter: the first thing that is in the way."""
-    if type(param) not in (Tensor, Parameter) or type(grad) not in (Tensor, Parameter):
+    if not is_plain(param):
         return f"the parameter is a {type(param).__name__}"
+    others = {"gradient": grad, **{f"state {name!r}": tensor for name, tensor in tensors.items()}}
+    for what, tensor in others.items():
+        if not is_plain(tensor) or placed(tensor) != placed(param):
+            return f"the {what} is a {type(tensor).__name__} that is not cut as the parameter is"
+    param, others = local(param), {what: local(tensor) for what, tensor in others.items()}
     if param.device.type != "cpu":
         return f"there is no kernel for the device {param.device.type!r} yet"
     if param.layout == torch.strided and not _is_dense(param):
         return f"the parameter has gaps in memory: shape {tuple(param.shape)}, strides {param.stride()}"
-    for what, tensor in (("parameter", param), ("gradient", grad), *((f"state {n!r}", t) for n, t in tensors.items())):
+    for what, tensor in {"parameter": param, **others}.items():
         if tensor.layout != torch.strided:
             return f"the {what} is {tensor.layout}"
         if real_dtype(tensor.dtype) not in STORAGE or tensor.is_complex() != param.is_complex():

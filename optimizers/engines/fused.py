@@ -31,6 +31,7 @@ from optimizers.engines.c_kernel import c_source
 from optimizers.engines.cohort import Cohort, as_stored, states_of, wish
 from optimizers.engines.look import expected, expected_state, gradient_looker, state_looker
 from optimizers.engines.recorder import Node, Program, RecordedState, Tape, Unrecordable
+from optimizers.engines.shard import is_distributed, local
 from optimizers.engines.state import compute_dtype, group_numbers, real_dtype
 from optimizers.engines.traced import Calculation, Untraceable, calculation
 
@@ -38,8 +39,6 @@ from optimizers.engines.traced import Calculation, Untraceable, calculation
 THREADING_ELEMENTS = 16384
 #: From this number of cohorts on, tracing the numbers takes less time than reading the rule for each.
 TRACED_COHORTS = 8
-
-_data_ptr = Tensor.data_ptr
 
 # The threads of a parent do not exist in its forked child, and an OpenMP runtime waits for them forever.
 _forked = False
@@ -283,16 +282,17 @@ class Launch:
         # The cells are written through their addresses, so the memory must stay, whatever becomes of the tensors.
         self._storages = [t.untyped_storage() for t in self.scalar_tensors]
         self._look, self._rows = gradient_looker(self.params), [expected(p) for p in self.params]
-        self._look_at_states = state_looker(self.names, self.counts)
+        self._look_at_states = state_looker(self.names, self.counts, is_distributed(self.params[0]))
         self._state_rows = [expected_state(s, self.names, self.counts) for s in self.states]
-        addresses = list(map(_data_ptr, self.params))
+        addresses = list(map(_address, self.params))
         for name in self.names:
-            addresses += map(_data_ptr, [s[name] for s in self.states])
-        added = [list(map(_data_ptr, tensors)) for tensors in self.new_state.values()]
+            addresses += [_address(s[name]) for s in self.states]
+        added = [list(map(_address, tensors)) for tensors in self.new_state.values()]
         self.table = array("Q", [*addresses[:n], *([0] * n), *addresses[n:], *chain.from_iterable(added)])
         self._put_grads = Struct(f"{n}Q").pack_into
         self._put_numbers = Struct(f"{rows * (self.numbers + len(self.counts))}d").pack_into
         self._tensors = [s[name] for name in self.names for s in self.states]
+        self._written = [*self.params, *map(local, self.params)] if is_distributed(self.params[0]) else self.params
         self._lay_out(n, rows)
 
     def _lay_out(self, n: int, rows: int) -> None:
@@ -300,7 +300,7 @@ class Launch:
         for param in self.params:
             offsets.append(offsets[-1] + _numel(param))
         of_tensor = array("i", [row for row, c in enumerate(self.cohorts) for _ in c.params])
-        cells = array("Q", map(_data_ptr, self.scalar_tensors))
+        cells = array("Q", map(Tensor.data_ptr, self.scalar_tensors))
         before = [float(c.scalars[name]) for c in self.cohorts for name in self.counts]
         # The numbers of the rule, then the scalars after the step.
         self._numbers = array("d", [0.0] * rows * self.numbers + before)
@@ -343,7 +343,7 @@ class Launch:
         """### Step, and tell autograd what was written, as far as anybody else can have used it"""
         if self.kernel.step(self._argument):
             raise Changed
-        increment_version(self.params)
+        increment_version(self._written)
         if state_is_known:
             increment_version(self._tensors)
 
@@ -356,8 +356,12 @@ class Launch:
 
 
 def _numel(tensor: Tensor) -> int:
-    """The real numbers in a tensor."""
-    return tensor.numel() * (2 if tensor.is_complex() else 1)
+    """The real numbers in a tensor, as far as it lies here."""
+    return local(tensor).numel() * (2 if tensor.is_complex() else 1)
+
+
+def _address(tensor: Tensor) -> int:
+    return local(tensor).data_ptr()
 
 
 def _like(param: Tensor) -> Tensor:

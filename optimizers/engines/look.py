@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimizers.engines.shard import is_distributed, local
+
 #: From this number of tensors on, looking at all at once takes less time than looking at one after another.
 BULK = 32
 
@@ -30,8 +32,8 @@ _data_ptr = Tensor.data_ptr
 
 def expected(param: Tensor) -> tuple[Any, ...]:
     """What is expected of a parameter and its gradient: a row for the function that `gradient_looker` gives."""
-    grad: Any = param.grad
-    return param, param.data_ptr(), grad.dtype, grad.numel(), param.stride(), grad.stride()
+    part, grad = local(param), local(param.grad)
+    return param, part.data_ptr(), grad.dtype, grad.numel(), part.stride(), grad.stride()
 
 
 def gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
@@ -41,31 +43,41 @@ def gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
     The function gives the addresses of the gradients. It may raise `AttributeError`, `TypeError` or `RuntimeError`
     where a gradient is missing or sparse.
     """
-    bulk = bulk_gradient_looker(params) if len(params) >= BULK else None
+    bulk = bulk_gradient_looker(params) if len(params) >= BULK and not is_distributed(params[0]) else None
     if bulk is not None:
         return bulk
     checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel"]
+    parts = list(map(local, params))
     # Asking whether a tensor is contiguous is quicker than asking for its strides.
-    contiguous = all(p.is_contiguous() for p in params)
+    contiguous = all(p.is_contiguous() for p in parts)
     if contiguous:
         checks += ["not grad.is_contiguous()", "not param.is_contiguous()"]
     else:
         checks += ["grad.stride() != grad_stride", "param.stride() != stride"]
     checks += ["grad.is_conj()"] if params[0].is_complex() else []
     # Views that are negated later (of imaginary parts) have gaps, unless they have one element.
-    checks += ["grad.is_neg()"] if any(p.numel() == 1 for p in params) else []
+    checks += ["grad.is_neg()"] if any(p.numel() == 1 for p in parts) else []
+    take_parts = _TAKE_PARTS if is_distributed(params[0]) else ""
     look: Callable[[Any], list[int] | None] = _compiled(f"""
 def look(rows):
     addresses = []
     append = addresses.append
     for param, at, dtype, numel, stride, grad_stride in rows:
-        grad = param.grad
+        grad = param.grad{take_parts}
         if {" or ".join(checks)}:
             return None
         append(grad.data_ptr())
     return addresses
 """)
     return look
+
+
+_TAKE_PARTS = """
+        if grad.placements != param.placements or grad.device_mesh != param.device_mesh:
+            return None
+        grad, param = grad._local_tensor, param._local_tensor
+        if grad.__class__ is not Tensor:
+            return None"""
 
 
 def bulk_gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None] | None:
@@ -98,11 +110,12 @@ def bulk_gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | No
 
 def expected_state(state: dict[str, Any], names: tuple[str, ...], scalars: tuple[str, ...]) -> tuple[Any, ...]:
     """What is expected of a state: a row for the function that `state_looker` gives."""
-    tensors = (part for name in names for part in (state[name].data_ptr(), state[name].stride()))
+    parts = [local(state[name]) for name in names]
+    tensors = (fact for part in parts for fact in (part.data_ptr(), part.stride()))
     return state, *tensors, *(state[name] for name in scalars)
 
 
-def state_looker(names: tuple[str, ...], scalars: tuple[str, ...]) -> Callable[[Any], bool]:
+def state_looker(names: tuple[str, ...], scalars: tuple[str, ...], distributed: bool) -> Callable[[Any], bool]:
     """
     ## Look at states
 
@@ -111,8 +124,9 @@ def state_looker(names: tuple[str, ...], scalars: tuple[str, ...]) -> Callable[[
     """
     places = [part for i in range(len(names)) for part in (f"at_{i}", f"stride_{i}")]
     cells = [f"cell_{i}" for i in range(len(scalars))]
-    checks = [f"state[{name!r}].data_ptr() != at_{i}" for i, name in enumerate(names)]
-    checks += [f"state[{name!r}].stride() != stride_{i}" for i, name in enumerate(names)]
+    part = "._local_tensor" if distributed else ""
+    checks = [f"state[{name!r}]{part}.data_ptr() != at_{i}" for i, name in enumerate(names)]
+    checks += [f"state[{name!r}]{part}.stride() != stride_{i}" for i, name in enumerate(names)]
     checks += [f"state[{name!r}] is not {cell}" for name, cell in zip(scalars, cells, strict=True)]
     look: Callable[[Any], bool] = _compiled(f"""
 def look(rows):
@@ -125,6 +139,6 @@ def look(rows):
 
 
 def _compiled(source: str) -> Any:
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"Tensor": Tensor}
     exec(source, namespace)
     return namespace["look"]

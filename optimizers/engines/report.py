@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optimizers.engines.shard import local
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -79,7 +81,7 @@ def report_of(rule: str, jobs: Sequence[Any]) -> Report:
                     ),
                     cohorts=len(cohorts),
                     tensors=len(tensors),
-                    elements=sum(t.numel() for t in tensors),
+                    elements=sum(local(t).numel() for t in tensors),
                     launches=1 if job.reader == "fused" else 0,
                     dtype=str(tensors[0].dtype).removeprefix("torch."),
                     kernel="" if launch is None else launch.kernel_name,

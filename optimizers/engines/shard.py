@@ -1,0 +1,41 @@
+"""
+---
+title: Shards
+summary: The part of a distributed tensor that lies in this process.
+---
+
+# Shards
+
+A model that is sharded (FSDP2) or split (tensor parallelism) has `DTensor`s for parameters: each process holds a part
+and knows how the parts make up the whole. What rules do they do element by element, so a kernel may run on the parts,
+as long as parameter, gradient and state are cut alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is a `DTensor`. Their module is slow to import, and without it there are none."""
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and type(tensor) is module.DTensor
+
+
+def local(tensor: Any) -> Tensor:
+    """The part of a tensor that lies here; of a plain tensor all of it."""
+    return tensor._local_tensor if is_distributed(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def placed(tensor: Any) -> Any:
+    """How a tensor is cut, and over which processes; None for a plain one."""
+    return (tensor.device_mesh, tensor.placements) if is_distributed(tensor) else None
+
+
+def is_plain(tensor: Any) -> bool:
+    """Whether what lies here is a tensor of torch's own, with memory that we may read and write."""
+    return type(local(tensor)) in (Tensor, Parameter)
