@@ -24,6 +24,7 @@ optimizers, with torch's arguments, state and checkpoints.
 
 To write your own, subclass the nearest rule and override a method, or start from
 [`GenericAdaptiveOptimizer`](base.html). [`check_optimizer`](checking.html) then tries on it what we try on ours.
+[`release_gradients`](release.html) lets each gradient go as soon as its parameter has stepped.
 """
 
 from optimizers.adadelta import Adadelta
@@ -35,6 +36,7 @@ from optimizers.asgd import ASGD
 from optimizers.base import GenericAdaptiveOptimizer
 from optimizers.checking import CheckFailed, check_optimizer
 from optimizers.nadam import NAdam
+from optimizers.release import release_gradients
 from optimizers.rmsprop import RMSprop
 from optimizers.rprop import Rprop
 from optimizers.sgd import SGD
@@ -55,6 +57,7 @@ __all__ = [
     "Rprop",
     "WeightDecay",
     "check_optimizer",
+    "release_gradients",
 ]
 
 __version__ = "0.1.0"
