@@ -679,3 +679,36 @@ def test_argument_as_torch_writes_it_is_taken_or_refused_but_never_an_error_of_i
         read(lambda state, p, g: HARMLESS[name](p, g))
     except Unrecordable as error:
         assert "test_recorder.py:" in str(error)  # noqa: PT017 - refusing is as good as taking
+
+
+@pytest.mark.parametrize("word", ["sqrt", "addcmul_", "mul_", "lerp_"])
+def test_the_same_word_twice_is_two_operations(word):
+    def twice(state, p, g):
+        arguments = {"sqrt": (), "addcmul_": (g, g), "mul_": (0.5,), "lerp_": (g, 0.5)}[word]
+        for values in ({}, {"value": 2.0}) if word == "addcmul_" else ({}, {}):
+            getattr(p, word)(*arguments, **values)
+
+    tape = read(twice)
+    first = tape.program(tape.node)
+    assert len(first.steps) == 2
+    read(twice, tape)
+    assert tape.program(tape.node) is first
+
+
+def test_branch_that_parts_at_the_same_word_is_not_taken_for_the_newest():
+    def rule(value):
+        def steps(state, p, g):
+            p.addcmul_(g, g) if value is None else p.addcmul_(g, g, value=value)
+            p.mul_(2.0).lerp_(g, 0.5)
+
+        return steps
+
+    tape = read(rule(None))
+    plain = tape.node
+    read(rule(0.5), tape)
+    scaled = tape.node
+    assert scaled is not plain
+    assert tape.program(scaled).numbers == tape.program(plain).numbers + 1
+    for value, node in ((None, plain), (0.5, scaled), (None, plain)):
+        read(rule(value), tape)
+        assert tape.node is node

@@ -18,13 +18,13 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
+from collections.abc import Callable
 from itertools import chain
 from struct import Struct
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from optimizers.engines import compiler
 from optimizers.engines.c_kernel import c_source
@@ -35,6 +35,8 @@ from optimizers.engines.shard import is_distributed, local
 from optimizers.engines.state import compute_dtype, group_numbers, real_dtype
 from optimizers.engines.traced import Calculation, Untraceable, calculation
 
+#: torch's `increment_version`, without the wrapper around it, which takes longer than the thing itself.
+_increment_version: Callable[[Any], None] = torch._C._increment_version
 #: Below this number of elements waking a second thread takes longer than it saves.
 THREADING_ELEMENTS = 16384
 #: From this number of cohorts on, tracing the numbers takes less time than reading the rule for each.
@@ -113,26 +115,27 @@ class FusedJob:
             if traced is not None:
                 return traced
             self._traceable = False
-        groups = rule.param_groups
+        groups, only_count = rule.param_groups, self._only_count
+        if only_count and len(self.cohorts) == 1:
+            # The commonest case, without the lists of the others.
+            cohort, count = self.cohorts[0], self._now[0] + 1
+            group = groups[cohort.group]
+            if group["lr"].__class__ is not float or cohort.tensor_hypers:
+                group = group_numbers(group)
+            node, found = self._read_one(rule, scale, group, count)
+            return [node], found, [count]
         nodes: list[Node] = []
         numbers: list[Any] = []
         after: list[float] = []
-        only_count = self._only_count
         for index, cohort in enumerate(self.cohorts):
             group = groups[cohort.group]
             if group["lr"].__class__ is not float or cohort.tensor_hypers:
                 group = group_numbers(group)
-            t: float | None
-            if only_count:
-                t = self._now[index] + 1
-                after.append(t)
-            else:
-                t = self._set_scalars(index)
+            t = self._now[index] + 1 if only_count else self._set_scalars(index)
             node, found = self._read_one(rule, scale, group, t)
             nodes.append(node)
             numbers += found
-            if not only_count:
-                after += [as_stored(name, self._view[name]) for name in self._names]
+            after += [self._now[index] + 1] if only_count else [as_stored(n, self._view[n]) for n in self._names]
         return nodes, numbers, after
 
     def _read_one(self, rule: Any, scale: float | None, group: dict[str, Any], t: Any) -> tuple[Node, list[Any]]:
@@ -343,9 +346,9 @@ class Launch:
         """### Step, and tell autograd what was written, as far as anybody else can have used it"""
         if self.kernel.step(self._argument):
             raise Changed
-        increment_version(self._written)
+        _increment_version(self._written)
         if state_is_known:
-            increment_version(self._tensors)
+            _increment_version(self._tensors)
 
     def adopt(self, rule: Any) -> None:
         """### Put what the rule added to the states in its place"""

@@ -82,21 +82,33 @@ class Program:
         return self._memo[key]
 
 
+class _Nobody:
+    """The newest follower where there is none yet: no operation has its name."""
+
+    name = ""
+
+
 class Node(dict[Operation, "Node"]):
     """
     A place in the tree of readings: the value made last, and what followed it.
 
     It is a dictionary of its followers that grows where something is done for the first time: look-ups are what a
-    reading consists of.
+    reading consists of. Quicker still is to ask the follower made last, the `newest`, whether the operation is its own:
+    `name`, `one`, `two` and `three` are the first parts of that, `size` is the number of all.
     """
 
-    __slots__ = ("id", "object", "operation", "parent", "program", "source")
+    __slots__ = (
+        "id", "name", "newest", "object", "one", "operation", "parent", "program", "size", "source", "three", "two"
+    )  # fmt: skip
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, id: int, parent: Node | None, operation: Operation, source: str) -> None:
         self.id, self.parent, self.operation, self.source = id, parent, operation, source
         self.object: Recorded | None = None
         self.program: Program | None = None
+        self.name, self.one, self.two, self.three = (*operation, None, None, None, None)[:4]
+        self.size = len(operation)
+        self.newest: Node = _Nobody  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -106,7 +118,7 @@ class Node(dict[Operation, "Node"]):
         name, first = operation[0], operation[1]
         if name.endswith("_") and owner(first, path(self)) == 1:
             refuse(f"`{name}` writes through the gradient", "take the form without underscore, which makes a new value")
-        node = self[operation] = Node(self.id + 1, self, operation, _rule_line())
+        node = self.newest = self[operation] = Node(self.id + 1, self, operation, _rule_line())
         return node
 
 
@@ -289,7 +301,10 @@ def _unary(name: str) -> Methods:
 
     def method(self: Recorded) -> Recorded:
         tape = self._tape
-        node = tape.node = tape.node[name, self.id]
+        node = tape.node.newest
+        if node.name is not name or node.one != self.id:
+            node = tape.node[name, self.id]
+        tape.node = node
         made = node.object
         if made is None:
             made = node.object = Recorded(tape, node.id)
@@ -315,7 +330,10 @@ def _binary(name: str, mask_allowed: bool = False) -> Methods:
         tape = self._tape
         if other.__class__ is float:
             tape.scalars.append(other)
-            node = tape.node = tape.node[in_place, self.id, None]
+            node = tape.node.newest
+            if node.name is not in_place or node.one != self.id or node.two is not None:
+                node = tape.node[in_place, self.id, None]
+            tape.node = node
         else:
             node = tape.node = tape.node[in_place, self.id, tape.operand(other, mask_allowed)]
         self.id = node.id
@@ -342,7 +360,10 @@ def _quotient(name: str) -> Methods:
         tape = self._tape
         if other.__class__ is float and 1e-37 < other < 1e37 and rounding_mode is None:
             tape.scalars.append(other)
-            node = tape.node = tape.node[in_place, self.id, None]
+            node = tape.node.newest
+            if node.name is not in_place or node.one != self.id or node.two is not None:
+                node = tape.node[in_place, self.id, None]
+            tape.node = node
         else:
             node = tape.node = tape.node[operation(in_place, self, other, rounding_mode)]
         self.id = node.id
@@ -392,7 +413,16 @@ def _ternary(name: str) -> Methods:
         tape = self._tape
         if value.__class__ is float and tensor1.__class__ is Recorded and tensor2.__class__ is Recorded:
             tape.scalars.append(value)
-            node = tape.node = tape.node[in_place, self.id, tensor1.id, tensor2.id, None]
+            node = tape.node.newest
+            if (
+                node.name is not in_place
+                or node.one != self.id
+                or node.two != tensor1.id
+                or node.three != tensor2.id
+                or node.size != 5
+            ):
+                node = tape.node[in_place, self.id, tensor1.id, tensor2.id, None]
+            tape.node = node
         else:
             node = tape.node = tape.node[operation(in_place, self, tensor1, tensor2, value)]
         self.id = node.id
@@ -411,7 +441,10 @@ def _lerp(name: str) -> Methods:
         tape = self._tape
         if weight.__class__ is float and end.__class__ is Recorded:
             tape.scalars.append(weight)
-            node = tape.node = tape.node[in_place, self.id, end.id, None]
+            node = tape.node.newest
+            if node.name is not in_place or node.one != self.id or node.two != end.id or node.three is not None:
+                node = tape.node[in_place, self.id, end.id, None]
+            tape.node = node
         else:
             node = tape.node = tape.node[in_place, self.id, tape.operand(end), tape.operand(weight)]
         self.id = node.id
