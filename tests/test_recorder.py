@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from optimizers import GenericAdaptiveOptimizer
-from optimizers.engines.recorder import Mask, Program, Recorded, Tape, Unrecordable
+from optimizers.engines.program import Program, Unrecordable
+from optimizers.engines.recorder import Mask, Recorded, Tape
 from optimizers.engines.tensor_list import TensorList
 from tests.helpers import same
 from tests.rules import READERS

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import torch
 
-from optimizers.engines.recorder import Program, Step, Unrecordable
+from optimizers.engines.program import Program, Step, Unrecordable
 
 #: How an element of each dtype is kept in memory.
 STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "float16"}

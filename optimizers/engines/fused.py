@@ -30,7 +30,8 @@ from optimizers.engines import compiler
 from optimizers.engines.c_kernel import c_source
 from optimizers.engines.cohort import Cohort, as_stored, states_of, wish
 from optimizers.engines.look import expected, expected_state, gradient_looker, state_looker
-from optimizers.engines.recorder import Node, Program, RecordedState, Tape, Unrecordable
+from optimizers.engines.program import Node, Program, Unrecordable
+from optimizers.engines.recorder import RecordedState, Tape
 from optimizers.engines.shard import is_distributed, local
 from optimizers.engines.state import compute_dtype, group_numbers, real_dtype
 from optimizers.engines.traced import Calculation, Untraceable, calculation
