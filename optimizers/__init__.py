@@ -15,6 +15,14 @@ optimizers, with torch's arguments, state and checkpoints.
 | [`AdamW`](adamw.html) | with weight decay: transformers, fine-tuning |
 | [`SGD`](sgd.html) | well-scaled problems with a schedule; least memory; sparse gradients |
 | [`RMSprop`](rmsprop.html) | reinforcement learning and recurrent networks, where results were published with it |
+| [`RAdam`](radam.html) | in place of Adam with a warm-up |
+| [`AdaBelief`](ada_belief.html) | GANs, convolutional networks |
+| [`AMSGrad`](amsgrad.html) | where rare large gradients lead Adam astray |
+| [`AdamWarmup`](adam_warmup.html), [`AdamWarmupCosineDecay`](adam_warmup_cosine_decay.html), [`Noam`](noam.html) | \
+transformers, with the schedule inside |
+| [`Lion`](lion.html) | large models and batches, where memory is short |
+| [`AdEMAMix`](ademamix.html) | long runs |
+| [`Sophia`](sophia.html) | language models |
 | [`NAdam`](nadam.html) | where Adam works, and its first thousands of steps matter |
 | [`Adamax`](adamax.html) | gradients that are rare but large |
 | [`Adagrad`](adagrad.html) | rare features: embeddings, click models; sparse gradients |
@@ -27,34 +35,52 @@ To write your own, subclass the nearest rule and override a method, or start fro
 [`release_gradients`](release.html) lets each gradient go as soon as its parameter has stepped.
 """
 
+from optimizers.ada_belief import AdaBelief
 from optimizers.adadelta import Adadelta
 from optimizers.adagrad import Adagrad
 from optimizers.adam import Adam
+from optimizers.adam_warmup import AdamWarmup
+from optimizers.adam_warmup_cosine_decay import AdamWarmupCosineDecay
 from optimizers.adamax import Adamax
 from optimizers.adamw import AdamW
+from optimizers.ademamix import AdEMAMix
+from optimizers.amsgrad import AMSGrad
 from optimizers.asgd import ASGD
 from optimizers.base import GenericAdaptiveOptimizer
 from optimizers.checking import CheckFailed, check_optimizer
+from optimizers.lion import Lion
 from optimizers.nadam import NAdam
+from optimizers.noam import Noam
+from optimizers.radam import RAdam
 from optimizers.release import release_gradients
 from optimizers.rmsprop import RMSprop
 from optimizers.rprop import Rprop
 from optimizers.sgd import SGD
+from optimizers.sophia import Sophia
 from optimizers.weight_decay import WeightDecay
 
 __all__ = [
     "ASGD",
     "SGD",
+    "AMSGrad",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWarmup",
+    "AdamWarmupCosineDecay",
     "Adamax",
     "CheckFailed",
     "GenericAdaptiveOptimizer",
+    "Lion",
     "NAdam",
+    "Noam",
+    "RAdam",
     "RMSprop",
     "Rprop",
+    "Sophia",
     "WeightDecay",
     "check_optimizer",
     "release_gradients",

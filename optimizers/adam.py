@@ -48,7 +48,7 @@ where $\hat\epsilon = \epsilon \sqrt{1 - \beta_2^t}$. With this option `eps` *is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +73,8 @@ class Adam(GenericAdaptiveOptimizer):
     """
 
     sparse_error = "Adam does not support sparse gradients, please consider SparseAdam instead"
+    #: Whether both betas must be floats, or both tensors. torch asks that of Adam and AdamW only.
+    strict_betas: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -110,6 +112,8 @@ class Adam(GenericAdaptiveOptimizer):
         """### What the hyper-parameters must satisfy, in torch's words"""
         super().check_group(group)
         betas, lists = group["betas"], group["foreach"] and not group["capturable"]
+        if not self.strict_betas:
+            return
         if lists and isinstance(group["lr"], Tensor):
             raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
         if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
@@ -147,11 +151,6 @@ class Adam(GenericAdaptiveOptimizer):
         # $$v^{max}_t \leftarrow \max(v^{max}_{t-1}, v_t)$$
         v_max.copy_(torch.maximum(v_max, v))
         return m, v_max
-
-    def get_lr(self, state: dict[str, Any], group: dict[str, Any]) -> float:
-        r"""### Learning rate $\alpha$ at this step. A warm-up or a schedule overrides this."""
-        lr: float = group["lr"]
-        return lr
 
     def adam_update(self, state: dict[str, Any], group: dict[str, Any], param: Tensor, m: Tensor, v: Tensor) -> None:
         r"""### The update of $\theta$ from $m_t$ and $v_t$"""

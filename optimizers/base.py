@@ -92,6 +92,9 @@ class GenericAdaptiveOptimizer(Optimizer):
     #: The entries of a state that are not made by `init_state` but by a step. They have the parameter's shape.
     lazy_state: ClassVar[tuple[str, ...]] = ()
 
+    #: Switches of a group that were on where a checkpoint does not have them. All others were off.
+    absent_switches: ClassVar[dict[str, bool]] = {}
+
     _inside_step = False
     _state_is_known = False
     _loading: dict[str, Any] | None = None
@@ -130,6 +133,14 @@ class GenericAdaptiveOptimizer(Optimizer):
         if isinstance(weight_decay, WeightDecay):
             return weight_decay.defaults()
         return WeightDecay(weight_decay, decoupled_weight_decay).defaults()  # type: ignore[arg-type]
+
+    @classmethod
+    def reader_options(cls, options: dict[str, bool | None]) -> dict[str, bool | None]:
+        """### The options that every rule has, for a rule that takes them together"""
+        unknown = set(options) - {"foreach", "fused", "maximize", "capturable", "differentiable"}
+        if unknown:
+            raise TypeError(f"{cls.__name__} got an unexpected keyword argument {min(unknown)!r}")
+        return options
 
     # ## State
 
@@ -230,13 +241,19 @@ class GenericAdaptiveOptimizer(Optimizer):
         """### Move a parameter. Every rule overrides this."""
         raise NotImplementedError(f"{type(self).__name__} must override step_param(state, group, grad, param)")
 
+    def get_lr(self, state: dict[str, Any], group: dict[str, Any]) -> float:
+        r"""### Learning rate $\alpha$ at this step. A warm-up or a schedule overrides this; a decay follows it"""
+        lr: float = group["lr"]
+        return lr
+
     def update_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
         """### What every reader runs: the sign of the objective, the decay, then the rule"""
         if group["maximize"]:
             # $$g_t \leftarrow -g_t$$
             grad = grad.neg()
         if group["weight_decay"] != 0:
-            grad = self.weight_decay(param, grad, group)
+            lr = self.get_lr(state, group)
+            grad = self.weight_decay(param, grad, group if lr is group["lr"] else {**group, "lr": lr})
         self.step_param(state, group, grad, param)
 
     # ## The step
@@ -331,8 +348,11 @@ class GenericAdaptiveOptimizer(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for key, default in self.defaults.items():
-                absent = None if key in ("foreach", "fused") else False if isinstance(default, bool) else default
-                group.setdefault(key, absent)
+                if key in ("foreach", "fused"):
+                    default = None
+                elif isinstance(default, bool):
+                    default = self.absent_switches.get(key, False)
+                group.setdefault(key, default)
             if "betas" in group:
                 group["betas"] = tuple(group["betas"])
         adopt_state(self, self._loading)

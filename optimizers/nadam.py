@@ -55,6 +55,7 @@ class NAdam(Adam):
     """
 
     sparse_error = "NAdam does not support sparse gradients"
+    strict_betas: ClassVar[bool] = False
     scalar_state: ClassVar[tuple[str, ...]] = (*Adam.scalar_state, "mu_product")
 
     def __init__(

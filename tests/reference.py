@@ -240,3 +240,124 @@ def asgd(theta, grads, *, lr=1e-2, lambd=1e-4, alpha=0.75, weight_decay=0.0, dec
         theta = theta - eta * (g + lambd * theta)
         path.append(theta)
     return path
+
+
+def radam(
+    theta,
+    grads,
+    *,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decay=L2,
+    amsgrad=False,
+    maximize=False,
+    reordered=True,
+    degenerated_to_sgd=True,
+    belief=False,
+    rectify=True,
+):
+    """
+    Liu et al. 2020, Algorithm 2, rectified from rho > 5 on; with `belief`, Zhuang et al. 2020, Algorithm 2, with eps
+    added to the variance too.
+    """
+    beta1, beta2 = betas
+    rho_inf = 2 / (1 - beta2) - 1
+    m, v, v_max = np.zeros_like(theta), np.zeros_like(theta), np.zeros_like(theta)
+    path = []
+    for t, g in enumerate(grads, 1):
+        g = -g if maximize else g
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * (g - m if belief else g) ** 2
+        v_max = np.maximum(v_max, v)
+        second = (v_max if amsgrad else v) + (eps if belief else 0.0)
+        rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+        m_hat = m / (1 - beta1**t)
+        if reordered:
+            length = np.sqrt(1 - beta2**t) / (np.sqrt(second) + eps)
+        else:
+            length = 1 / (np.sqrt(second / (1 - beta2**t)) + eps)
+        if not rectify:
+            theta = theta - lr * m_hat * length
+        elif rho > 5:
+            r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+            theta = theta - lr * r * m_hat * length
+        elif degenerated_to_sgd:
+            theta = theta - lr * m_hat
+        path.append(theta)
+    return path
+
+
+def scheduled_adam(theta, grads, *, schedule, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decay=L2):
+    """Adam with the learning rate `schedule(t)` at step t. A decay follows it."""
+    beta1, beta2 = betas
+    m, v = np.zeros_like(theta), np.zeros_like(theta)
+    path = []
+    for t, g in enumerate(grads, 1):
+        lr = schedule(t)
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        theta = theta - lr * m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps)
+        path.append(theta)
+    return path
+
+
+def lion(theta, grads, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, decay=DECOUPLED, maximize=False):
+    """Chen et al. 2023, Algorithm 2."""
+    beta1, beta2 = betas
+    m = np.zeros_like(theta)
+    path = []
+    for g in grads:
+        g = -g if maximize else g
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        theta = theta - lr * np.sign(beta1 * m + (1 - beta1) * g)
+        m = beta2 * m + (1 - beta2) * g
+        path.append(theta)
+    return path
+
+
+def ademamix(
+    theta,
+    grads,
+    *,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    beta3=0.9999,
+    alpha=5.0,
+    warmup=0,
+    weight_decay=0.0,
+    decay=L2,
+):
+    """Pagliardini et al. 2024, Algorithm 1, with the schedulers of its section 3."""
+    beta1, beta2 = betas
+    m, n, v = np.zeros_like(theta), np.zeros_like(theta), np.zeros_like(theta)
+    path = []
+    for t, g in enumerate(grads, 1):
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        slow, weight = beta3, alpha
+        if t < warmup:
+            # Half-lives, in steps, go evenly from one to the other.
+            life = (1 - t / warmup) / np.log(beta1) + t / warmup / np.log(beta3)
+            slow, weight = np.exp(1 / life), alpha * t / warmup
+        m = beta1 * m + (1 - beta1) * g
+        n = slow * n + (1 - slow) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        theta = theta - lr * (m / (1 - beta1**t) + weight * n) / (np.sqrt(v / (1 - beta2**t)) + eps)
+        path.append(theta)
+    return path
+
+
+def sophia(theta, grads, *, lr=1e-4, betas=(0.9, 0.95), eps=1e-12, rho=0.03, weight_decay=0.0, decay=DECOUPLED):
+    """Liu et al. 2023, Algorithm 3, with a curvature of 0 because none was estimated."""
+    m = np.zeros_like(theta)
+    path = []
+    for g in grads:
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        m = betas[0] * m + (1 - betas[0]) * g
+        theta = theta - lr / rho * np.clip(m / (0 + eps), -rho, rho)
+        path.append(theta)
+    return path

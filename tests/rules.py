@@ -12,19 +12,29 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 
 from optimizers import (
     ASGD,
     SGD,
+    AdaBelief,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
     AdamW,
+    AdamWarmup,
+    AdamWarmupCosineDecay,
+    AdEMAMix,
+    AMSGrad,
+    Lion,
     NAdam,
+    Noam,
+    RAdam,
     RMSprop,
     Rprop,
+    Sophia,
     WeightDecay,
 )
 from tests import reference
@@ -82,7 +92,22 @@ _adagrad = partial(_row, cls=Adagrad, formula=reference.adagrad)
 _adadelta = partial(_row, cls=Adadelta, formula=reference.adadelta)
 _rprop = partial(_row, cls=Rprop, formula=reference.rprop)
 _asgd = partial(_row, cls=ASGD, formula=reference.asgd, precision=1e-6)
+_radam = partial(_row, cls=RAdam, formula=reference.radam)
+_belief = partial(_row, cls=AdaBelief, formula=reference.radam)
+_scheduled = partial(_row, formula=reference.scheduled_adam)
+_lion = partial(_row, cls=Lion, formula=reference.lion)
+_mix = partial(_row, cls=AdEMAMix, formula=reference.ademamix)
+_sophia = partial(_row, cls=Sophia, formula=reference.sophia)
 _T = torch.optim
+
+_REORDERED_MAX = {"reordered": True, "amsgrad": True}
+
+
+def _cosine(t):
+    if t < 5:
+        return 0.02 * t / 5
+    return 0.02 * max(0.1, 0.5 + 0.5 * np.cos(np.pi * min(1, (t - 5) / 30)))
+
 
 RULES = [
     _adam(name="adam", twin=_T.Adam),
@@ -204,6 +229,72 @@ RULES = [
     _asgd(name="asgd", twin=_T.ASGD),
     _asgd(name="asgd-maximize", twin=_T.ASGD, lr=0.05, maximize=True),
     _asgd(name="asgd-averaging-l2", twin=_T.ASGD, lr=0.05, lambd=0.1, alpha=0.5, t0=5, weight_decay=0.1),
+    _row("amsgrad", AMSGrad, reference.adam, _T.Adam, lr=0.02, betas=(0.9, 0.9), amsgrad=True),
+    _row("amsgrad-optimized", AMSGrad, reference.adam, lr=0.02, ours={"optimized_update": True}, paper=_REORDERED_MAX),
+    _radam(name="radam", twin=_T.RAdam),
+    _radam(name="radam-betas-eps-l2", twin=_T.RAdam, lr=0.02, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1),
+    _radam(
+        name="radam-decoupled",
+        twin=_T.RAdam,
+        lr=0.02,
+        weight_decay=0.1,
+        maximize=True,
+        ours={"decoupled_weight_decay": True},
+        paper={"decay": reference.DECOUPLED},
+    ),
+    _radam(
+        name="radam-plain-amsgrad",
+        lr=0.02,
+        betas=(0.9, 0.9),
+        amsgrad=True,
+        degenerated_to_sgd=False,
+        ours={"optimized_update": False},
+        paper={"reordered": False},
+    ),
+    _belief(name="adabelief", lr=0.02, eps=1e-16, paper={"belief": True}),
+    _belief(
+        name="adabelief-amsgrad-decoupled",
+        lr=0.02,
+        betas=(0.9, 0.9),
+        eps=1e-3,
+        amsgrad=True,
+        ours={"weight_decay": WeightDecay(0.1), "degenerate_to_sgd": False},
+        paper={"belief": True, "weight_decay": 0.1, "decay": reference.DECOUPLED, "degenerated_to_sgd": False},
+    ),
+    _belief(
+        name="adabelief-plain",
+        lr=0.02,
+        eps=1e-8,
+        rectify=False,
+        ours={"optimized_update": False},
+        paper={"belief": True, "reordered": False},
+    ),
+    _scheduled(
+        name="adam-warmup",
+        cls=AdamWarmup,
+        ours={"lr": 0.02, "warmup": 10, "weight_decay": WeightDecay(0.1)},
+        paper={"schedule": lambda t: 0.02 * min(1, t / 10), "weight_decay": 0.1, "decay": reference.DECOUPLED},
+    ),
+    _scheduled(
+        name="adam-warmup-cosine",
+        cls=AdamWarmupCosineDecay,
+        ours={"lr": 0.02, "warmup": 5, "total_steps": 35},
+        paper={"schedule": _cosine},
+    ),
+    _scheduled(
+        name="noam",
+        cls=Noam,
+        eps=1e-9,
+        betas=(0.9, 0.98),
+        ours={"lr": 2.0, "warmup": 20, "d_model": 64},
+        paper={"schedule": lambda t: 2 / 8 * min(t**-0.5, t * 20**-1.5)},
+    ),
+    _lion(name="lion"),
+    _lion(name="lion-betas-decay-maximize", lr=0.01, betas=(0.8, 0.95), weight_decay=0.1, maximize=True),
+    _mix(name="ademamix"),
+    _mix(name="ademamix-warmup-l2", lr=0.01, eps=1e-3, beta3=0.999, alpha=2.0, warmup=30, weight_decay=0.1),
+    _sophia(name="sophia"),
+    _sophia(name="sophia-eps-rho-decay", lr=0.01, betas=(0.8, 0.9), eps=0.5, rho=0.1, weight_decay=0.1),
 ]
 
 BY_NAME = {rule.name: rule for rule in RULES}
@@ -223,5 +314,17 @@ CLASSES = [
         "adadelta",
         "rprop",
         "asgd-averaging-l2",
+        "amsgrad",
+        "radam",
+        "adabelief",
+        "adam-warmup",
+        "adam-warmup-cosine",
+        "noam",
+        "lion",
+        "ademamix-warmup-l2",
+        "sophia",
     )
 ]
+
+#: Those of them that torch has too.
+CLASS_TWINS = [rule for rule in CLASSES if rule.twin]

@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler as schedules
 from optimizers import SGD, Adam, AdamW, GenericAdaptiveOptimizer, Rprop, WeightDecay
 from tests import helpers, rules
 from tests.helpers import same, same_state
-from tests.rules import BY_NAME, CLASSES, READERS, RULES, UNDEMANDING
+from tests.rules import BY_NAME, CLASS_TWINS, CLASSES, READERS, RULES, UNDEMANDING
 
 all_rules = pytest.mark.parametrize("rule", RULES, ids=str)
 all_classes = pytest.mark.parametrize("rule", CLASSES, ids=str)
@@ -945,7 +945,7 @@ def test_every_schedule_of_torch_is_tried():
 
 
 @all_readers
-@all_classes
+@pytest.mark.parametrize("rule", CLASS_TWINS, ids=str)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule_acts_as_with_torchs_optimizer(rule, reader, name):
     ours, theirs = helpers.params([(4, 3), (5,)]), helpers.params([(4, 3), (5,)])

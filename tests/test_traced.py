@@ -53,8 +53,9 @@ def test_groups_that_differ_in_lr_move_as_they_do_alone(rule):
     optimizer = rule.cls(groups(), fused=True, **options)
     got = steps(optimizer)
     assert same(got, alone(rule.cls, groups(), **options))
-    # Other numbers than the count may be rounded, which no calculation can follow.
-    assert is_traced(optimizer) == (rule.cls.scalar_state == ("step",)) or not optimizer.state
+    # No calculation can follow numbers that are rounded, as those of a state other than the count, or a logarithm.
+    followed = rule.cls.scalar_state == ("step",) and rule.name != "ademamix-warmup-l2"
+    assert is_traced(optimizer) == followed or not optimizer.state
 
 
 def test_a_group_for_which_a_comparison_turns_out_differently_is_read_by_itself():

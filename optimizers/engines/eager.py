@@ -14,12 +14,15 @@ other readers are tested against it. The **foreach** reader hands it [lists](ten
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from optimizers.engines.cohort import Cohort
+from optimizers.engines.shard import cut_as, is_distributed, local, whole_of
 from optimizers.engines.state import StateView, compute_dtype, group_numbers, refuse_number
 from optimizers.engines.tensor_list import TensorList, copy_all
 
@@ -33,9 +36,32 @@ def step_single(rule: Any, cohort: Cohort, scale: float | None) -> dict[str, flo
 
 
 def step_foreach(rule: Any, cohort: Cohort, scale: float | None) -> dict[str, float]:
-    """## Move the parameters of a cohort together, and give the scalars that follow"""
+    """
+    ## Move the parameters of a cohort together, and give the scalars that follow
+
+    Of a distributed tensor each process moves what it has. Lists keep to what is done element by element, so no more is
+    needed; and torch has some of its list operations for plain tensors only.
+    """
     group = group_numbers(rule.param_groups[cohort.group])
-    return _step(rule, group, cohort, cohort.params, cohort.states, scale, lists=True)
+    if not is_distributed(cohort.params[0]):
+        return _step(rule, group, cohort, cohort.params, cohort.states, scale, lists=True)
+    here = _parts(cohort)
+    scalars = _step(rule, group, here, here.params, here.states, scale, lists=True)
+    for param, state, part in zip(cohort.params, cohort.states, here.states, strict=True):
+        state.update({name: whole_of(value, param) for name, value in part.items() if name not in state})
+        increment_version([param, *(state[name] for name in cohort.names)])
+    return scalars
+
+
+def _parts(cohort: Cohort) -> Cohort:
+    """What lies here of the tensors of a cohort."""
+    params, states = [], []
+    for param, state in zip(cohort.params, cohort.states, strict=True):
+        params.append(local(param).detach())
+        params[-1].grad = local(cut_as(param, param.grad))
+        state.update({name: cut_as(param, state[name]) for name in cohort.names})
+        states.append({name: local(value) for name, value in state.items()})
+    return replace(cohort, params=params, states=states)
 
 
 def _step(
@@ -89,7 +115,10 @@ def lower(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
             target = torch.view_as_real(target)
         if value is not target and (value.data_ptr() != target.data_ptr() or value.dtype != target.dtype):
             pairs.append((target, value))
-    if pairs:
+    if len(pairs) == 1:
+        # torch copies no lists of distributed tensors.
+        pairs[0][0].copy_(pairs[0][1])
+    elif pairs:
         copy_all([target for target, _ in pairs], [value for _, value in pairs])
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -39,3 +40,24 @@ def placed(tensor: Any) -> Any:
 def is_plain(tensor: Any) -> bool:
     """Whether what lies here is a tensor of torch's own, with memory that we may read and write."""
     return type(local(tensor)) in (Tensor, Parameter)
+
+
+def cut_as(param: Any, tensor: Any) -> Any:
+    """A tensor, cut as a parameter is. A gradient may lie otherwise, or be a sum that is yet to be done."""
+    if placed(tensor) == placed(param):
+        return tensor
+    if not is_distributed(tensor):
+        raise RuntimeError(
+            "a parameter is a DTensor, but its gradient or state is a plain tensor. A whole state dict is loaded by "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+        )
+    return tensor.redistribute(param.device_mesh, param.placements)
+
+
+def whole_of(part: Any, param: Tensor) -> Any:
+    """The distributed tensor of which this part lies here."""
+    if not isinstance(part, Tensor):
+        return part
+    whole = torch.empty_like(param, dtype=part.dtype, requires_grad=False)
+    local(whole).copy_(part)
+    return whole
