@@ -22,6 +22,7 @@ optimizers, with torch's arguments, state and checkpoints.
 transformers, with the schedule inside |
 | [`Lion`](lion.html) | large models and batches, where memory is short |
 | [`AdEMAMix`](ademamix.html) | long runs |
+| [`Muon`](muon.html) | the hidden matrices of a network, beside AdamW for the rest |
 | [`Sophia`](sophia.html) | language models |
 | [`NAdam`](nadam.html) | where Adam works, and its first thousands of steps matter |
 | [`Adamax`](adamax.html) | gradients that are rare but large |
@@ -49,6 +50,7 @@ from optimizers.asgd import ASGD
 from optimizers.base import GenericAdaptiveOptimizer
 from optimizers.checking import CheckFailed, check_optimizer
 from optimizers.lion import Lion
+from optimizers.muon import Muon
 from optimizers.nadam import NAdam
 from optimizers.noam import Noam
 from optimizers.radam import RAdam
@@ -75,6 +77,7 @@ __all__ = [
     "CheckFailed",
     "GenericAdaptiveOptimizer",
     "Lion",
+    "Muon",
     "NAdam",
     "Noam",
     "RAdam",

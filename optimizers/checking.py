@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,13 @@ READERS: dict[str, tuple[bool | None, bool | None]] = {
     "fused": (None, None),
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
-SHAPES = ((4, 3), (5,), (), (0,), (2, 3, 2, 2), (70, 9))
+SHAPES: tuple[tuple[int, ...], ...] = ((4, 3), (5,), (), (0,), (2, 3, 2, 2), (70, 9))
 STEPS = 5
 #: How far the fused reader may be from the single one, in ULP of the largest number on the way, for each step.
 ULPS_PER_STEP = 4.0
 
 Factory = Callable[..., Any]
+Shape = tuple[int, ...]
 Values = list[Tensor]
 
 
@@ -81,16 +82,21 @@ class CheckReport:
         return "\n".join(rows)
 
 
-def check_optimizer(factory: Factory, **kwargs: Any) -> CheckReport:
+def check_optimizer(
+    factory: Factory, *, shapes: Sequence[Shape] = SHAPES, dtypes: Sequence[torch.dtype] = DTYPES, **kwargs: Any
+) -> CheckReport:
     """
     ## Try every property of a rule on a class, or on a function that makes an optimizer
 
-    `factory(params, **kwargs)` must give an optimizer of this package. Returns a report. Raises `CheckFailed` at
-    the first difference, and what the rule itself raises.
+    `factory(params, **kwargs)` must give an optimizer of this package. A rule that is not for any parameter is given
+    at least two `shapes`, or the `dtypes`, that it is for. Returns a report. Raises `CheckFailed` at the first
+    difference, and what the rule itself raises.
     """
-    subject = _Subject(factory, kwargs)
+    if len(shapes) < 2:
+        raise ValueError(f"one parameter is tried without the others, so two shapes are needed. Received: {shapes}")
+    subject = _Subject(factory, kwargs, tuple(shapes))
     lines = []
-    for dtype in DTYPES:
+    for dtype in dtypes:
         for reader in READERS:
             run = subject.using(reader, dtype)
             lines += [check(run) for check in _CHECKS]
@@ -102,6 +108,10 @@ class _Run:
 
     def __init__(self, subject: _Subject, reader: str, dtype: torch.dtype) -> None:
         self.subject, self.reader, self.dtype = subject, reader, dtype
+
+    def params(self) -> Values:
+        """Parameters, the same each time."""
+        return _params(self.subject.shapes, self.dtype)
 
     def optimizer(self, params: Values, **group: Any) -> Any:
         """An optimizer for the parameters, run by this reader."""
@@ -125,8 +135,8 @@ class _Run:
 
 
 class _Subject:
-    def __init__(self, factory: Factory, kwargs: dict[str, Any]) -> None:
-        self.factory, self.kwargs = factory, kwargs
+    def __init__(self, factory: Factory, kwargs: dict[str, Any], shapes: tuple[Shape, ...]) -> None:
+        self.factory, self.kwargs, self.shapes = factory, kwargs, shapes
         self.name = getattr(factory, "__name__", repr(factory))
 
     def using(self, reader: str, dtype: torch.dtype) -> _Run:
@@ -136,13 +146,14 @@ class _Subject:
 # ## Material
 
 
-def _params(dtype: torch.dtype) -> Values:
+def _params(shapes: tuple[Shape, ...], dtype: torch.dtype) -> Values:
     generator = torch.Generator().manual_seed(1)
-    made = [_draw(shape, dtype, generator).requires_grad_() for shape in SHAPES]
-    # One as convolutions have it, one with rows and columns exchanged.
-    made[4] = made[4].detach().to(memory_format=torch.channels_last).requires_grad_()
-    made[5] = made[5].detach().t().contiguous().t().requires_grad_()
-    return made
+    made = [_draw(shape, dtype, generator) for shape in shapes]
+    # Those of four dimensions as convolutions have them; the last, if a matrix, with rows and columns exchanged.
+    made = [p.to(memory_format=torch.channels_last) if p.dim() == 4 else p for p in made]
+    if made[-1].dim() == 2:
+        made[-1] = made[-1].t().contiguous().t()
+    return [p.requires_grad_() for p in made]
 
 
 def _gradients(params: Values, steps: int = STEPS) -> list[Values]:
@@ -196,10 +207,10 @@ def _ulps(got: Tensor, expected: Tensor, start: Tensor) -> float:
 
 def _agrees_with_single(run: _Run) -> Line:
     what = "gives what the single reader gives"
-    start = [p.detach().clone() for p in _params(run.dtype)]
+    start = [p.detach().clone() for p in run.params()]
     results, note = [], ""
     for each in (run, run.subject.using("single", run.dtype)):
-        params = _params(run.dtype)
+        params = run.params()
         optimizer = each.optimizer(params)
         results.append(_take_steps(optimizer, params, _gradients(params)))
         if each is run:
@@ -219,7 +230,7 @@ def _agrees_with_single(run: _Run) -> Line:
 
 def _leaves_gradients_alone(run: _Run) -> Line:
     what = "leaves the gradient as it is"
-    params = _params(run.dtype)
+    params = run.params()
     optimizer, rows = run.optimizer(params), _gradients(params)
     for row in rows:
         for param, grad in zip(params, row, strict=True):
@@ -231,7 +242,7 @@ def _leaves_gradients_alone(run: _Run) -> Line:
 
 def _counts_by_parameter(run: _Run) -> Line:
     what = "a missing gradient stops one parameter only"
-    params, alone = _params(run.dtype), _params(run.dtype)
+    params, alone = run.params(), run.params()
     rows = _gradients(params)
     optimizer = run.optimizer(params)
     for number, row in enumerate(rows):
@@ -252,12 +263,12 @@ def _counts_by_parameter(run: _Run) -> Line:
 
 def _continues(run: _Run) -> Line:
     what = "continues from a checkpoint and from copies"
-    params = _params(run.dtype)
+    params = run.params()
     rows = _gradients(params)
     expected = _take_steps(run.optimizer(params), params, rows)
     note = ""
     for way in (_by_checkpoint, _by_copy, _by_pickle):
-        params = _params(run.dtype)
+        params = run.params()
         optimizer = run.optimizer(params)
         if way is _by_pickle and "<locals>" in type(optimizer).__qualname__:
             note = "not pickled: Python can't pickle a class that is defined in a function"
@@ -290,7 +301,7 @@ def _by_pickle(run: _Run, optimizer: Any) -> Any:
 
 def _stays_at_no_learning_rate(run: _Run) -> Line:
     what = "a learning rate of 0 moves nothing"
-    params = _params(run.dtype)
+    params = run.params()
     start = [p.detach().clone() for p in params]
     rows = _gradients(params, 2)
     if _lr_is_where_it_starts(run):
@@ -303,7 +314,7 @@ def _lr_is_where_it_starts(run: _Run) -> bool:
     """Whether a learning rate has no effect after the first step, as in Rprop. It then stops nothing."""
     results = []
     for factor in (1.0, 2.0):
-        params = _params(run.dtype)
+        params = run.params()
         optimizer, rows = run.optimizer(params), _gradients(params)
         _take_steps(optimizer, params, rows[:1])
         for group in optimizer.param_groups:
@@ -314,7 +325,7 @@ def _lr_is_where_it_starts(run: _Run) -> bool:
 
 def _is_finite_at_no_gradient(run: _Run) -> Line:
     what = "a gradient of 0 gives finite numbers"
-    params = _params(run.dtype)
+    params = run.params()
     rows = [[torch.zeros_like(g) for g in row] for row in _gradients(params, 2)]
     for index, value in enumerate(_take_steps(run.optimizer(params), params, rows)):
         if not value.isfinite().all():
@@ -324,7 +335,7 @@ def _is_finite_at_no_gradient(run: _Run) -> Line:
 
 def _reads_the_same_program(run: _Run) -> Line:
     what = "a schedule needs no other kernel"
-    params = _params(run.dtype)
+    params = run.params()
     optimizer, rows = run.optimizer(params), _gradients(params, 4)
     _take_steps(optimizer, params, rows[:2])
     before = optimizer.kernel_source()

@@ -28,7 +28,7 @@ small ones signs are mostly noise.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Lion(GenericAdaptiveOptimizer):
     """
 
     sparse_error = "Lion does not support sparse gradients"
+    absent_switches: ClassVar[dict[str, bool]] = {"decoupled_weight_decay": True}
 
     def __init__(
         self,

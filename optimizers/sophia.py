@@ -39,7 +39,7 @@ It is made for language models, where the paper halves the steps of AdamW. It ne
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Sophia(GenericAdaptiveOptimizer):
     """
 
     sparse_error = "Sophia does not support sparse gradients"
+    absent_switches: ClassVar[dict[str, bool]] = {"decoupled_weight_decay": True}
 
     def __init__(
         self,
