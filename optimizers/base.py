@@ -173,11 +173,8 @@ class GenericAdaptiveOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """### What is saved. The dictionaries are new, the tensors are the state's own, as in torch"""
-        known = self._state_is_known
         saved = super().state_dict()
         saved["state"] = {k: dict(v) if isinstance(v, dict) else v for k, v in saved["state"].items()}
-        if not (self._optimizer_state_dict_pre_hooks or self._optimizer_state_dict_post_hooks):
-            self._state_is_known = known
         return saved
 
     # ## Parameter groups
@@ -363,4 +360,6 @@ class GenericAdaptiveOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """### What is pickled and deep-copied: torch's part, and what a subclass keeps in public attributes"""
+        # To hand tensors to another process torch moves their memory.
+        self._state_is_known = True
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}

@@ -119,8 +119,8 @@ class RMSprop(GenericAdaptiveOptimizer):
         g_avg = state["grad_avg"]
         # $$\bar g_t \leftarrow \bar g_{t-1} + (1 - \rho)(g_t - \bar g_{t-1})$$
         g_avg.lerp_(grad, 1 - rho)
-        # $$\sqrt{v_t - \bar g_t^2}$$
-        return v.addcmul(g_avg, g_avg, value=-1).sqrt_()
+        # $$\sqrt{\max(v_t - \bar g_t^2, 0)}$$
+        return v.addcmul(g_avg, g_avg, value=-1).clamp_min_(0.0).sqrt_()
 
     def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
         """### One step of one parameter"""

@@ -1427,9 +1427,11 @@ def test_gradient_that_overflowed_skips_the_step_bit_for_bit(rule):
         amp.step(optimizer)
         amp.update()
         now = optimizer.state_dict()["state"]
-        assert same(helpers.values(ps), before) == (number == 2)
+        moved = not same(helpers.values(ps), before)
+        # Some rules move nothing in their first steps, but they count them.
+        changed = now.keys() != state.keys() or not all(same(now[i][k], state[i][k]) for i in now for k in now[i])
+        assert (moved or changed) == (number != 2)
         if number == 2:
-            assert all(same(now[i][k], state[i][k]) for i in state for k in state[i])
             rows[3] = [g * 0.5 for g in rows[3]]
     assert amp.get_scale() == 512.0
 

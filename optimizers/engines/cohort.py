@@ -200,6 +200,11 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def _differ(one: float, two: float) -> bool:
+    """Whether two numbers differ; NaN is what it is."""
+    return one != two and (one == one or two == two)
+
+
 class Counts:
     """
     ## The scalars of a cohort's states, watched
@@ -211,17 +216,19 @@ class Counts:
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
         self.tensors = {name: [state[name] for state in cohort.states] for name in cohort.scalars}
-        self._cells = {
-            name: [ctypes.c_float.from_address(t.data_ptr()) for t in tensors] for name, tensors in self.tensors.items()
-        }
+        self._places = {name: [t.data_ptr() for t in tensors] for name, tensors in self.tensors.items()}
+        self._cells = {name: list(map(ctypes.c_float.from_address, at)) for name, at in self._places.items()}
 
     def unchanged(self) -> bool:
         """Whether all are what the cohort takes them for."""
         for name, tensors in self.tensors.items():
-            if any(state[name] is not t for state, t in zip(self.cohort.states, tensors, strict=True)):
+            if any(state.get(name) is not t for state, t in zip(self.cohort.states, tensors, strict=True)):
+                return False
+            # The memory of a tensor may be moved, to where other processes see it.
+            if list(map(Tensor.data_ptr, tensors)) != self._places[name]:
                 return False
             expected = ctypes.c_float(self.cohort.scalars[name]).value
-            if any(cell.value != expected for cell in self._cells[name]):
+            if any(_differ(cell.value, expected) for cell in self._cells[name]):
                 return False
         return True
 

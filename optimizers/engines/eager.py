@@ -77,7 +77,8 @@ def _step(
         return TensorList(tensors) if lists else tensors[0]
 
     dtype = compute_dtype(params[0])
-    view = StateView({**cohort.others, **cohort.next_scalars()})
+    others = {name: states[0][name] for name in cohort.others}
+    view = StateView({**others, **cohort.next_scalars()})
     for name in cohort.names:
         view[name] = wrap([lift(state[name], dtype) for state in states])
     theta, grad = [lift(p, dtype) for p in params], [lift(p.grad, dtype) for p in params]
@@ -90,7 +91,7 @@ def _step(
         elif isinstance(value, (Tensor, TensorList)):
             for param, state, made in zip(params, states, _tensors(value), strict=True):
                 state[name] = _own(made, param, inputs)
-        elif name not in cohort.scalars:
+        elif name not in cohort.scalars and value is not others.get(name):
             refuse_number(rule, name, value)
             for state in states:
                 state[name] = value

@@ -112,22 +112,23 @@ def expected_state(state: dict[str, Any], names: tuple[str, ...], scalars: tuple
     """What is expected of a state: a row for the function that `state_looker` gives."""
     parts = [local(state[name]) for name in names]
     tensors = (fact for part in parts for fact in (part.data_ptr(), part.stride()))
-    return state, *tensors, *(state[name] for name in scalars)
+    return state, *tensors, *(part for name in scalars for part in (state[name], state[name].data_ptr()))
 
 
 def state_looker(names: tuple[str, ...], scalars: tuple[str, ...], distributed: bool) -> Callable[[Any], bool]:
     """
     ## Look at states
 
-    The tensors `names` must lie where they lay. The scalars must be the same objects; their values are the kernel's
-    to look at. The function raises `KeyError` where one is missing.
+    The tensors `names` must lie where they lay. The scalars must be the same objects, too; their values are the
+    kernel's to look at. The function raises `KeyError` where one is missing.
     """
     places = [part for i in range(len(names)) for part in (f"at_{i}", f"stride_{i}")]
-    cells = [f"cell_{i}" for i in range(len(scalars))]
+    cells = [part for i in range(len(scalars)) for part in (f"cell_{i}", f"place_{i}")]
     part = "._local_tensor" if distributed else ""
     checks = [f"state[{name!r}]{part}.data_ptr() != at_{i}" for i, name in enumerate(names)]
     checks += [f"state[{name!r}]{part}.stride() != stride_{i}" for i, name in enumerate(names)]
-    checks += [f"state[{name!r}] is not {cell}" for name, cell in zip(scalars, cells, strict=True)]
+    checks += [f"state[{name!r}] is not cell_{i}" for i, name in enumerate(scalars)]
+    checks += [f"cell_{i}.data_ptr() != place_{i}" for i in range(len(scalars))]
     look: Callable[[Any], bool] = _compiled(f"""
 def look(rows):
     for {", ".join(["state", *places, *cells])}, in rows:

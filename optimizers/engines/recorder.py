@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from optimizers.engines.program import Node, Operation, Program, path, program_of, refuse
+from optimizers.engines.program import Node, Operation, Program, path, program_of, refuse, rule_line
 from optimizers.engines.state import StateView
 
 
@@ -97,6 +98,8 @@ class Tape:
                 refuse("a tensor is given where only a number can be", "multiply by it first")
             if isinstance(value, Tensor) and value.numel() != 1:
                 refuse("a tensor of the rule's own is an operand", "a kernel has parameters, gradients and states")
+            if value is None or isinstance(value, str):
+                raise TypeError(f"a number is needed where the rule has {value!r} ({rule_line()})")
         self.scalars.append(value)
         return None
 
@@ -124,7 +127,7 @@ class RecordedState(StateView):
             value = value.to()
         if isinstance(value, Recorded):
             self._tape.node = self._tape.node["store", name, value.id]
-        elif not isinstance(value, (int, float)):
+        elif not isinstance(value, Real):
             refuse(f"state[{name!r}] is set to a {type(value).__name__}", "a step may store values and numbers")
         elif name not in self:
             refuse(f"state[{name!r}] is set to a number", "a number in the state must be named in `scalar_state`")
@@ -220,23 +223,27 @@ def _quotient(name: str) -> Methods:
     return method, method_
 
 
+# None is no number, but something that a group lacks.
+_NOT_GIVEN: Any = object()
+
+
 def _scaled(name: str) -> Methods:
     in_place = name + "_"
 
-    def method(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
+    def method(self: Recorded, other: Any, *, alpha: Any = _NOT_GIVEN) -> Recorded:
         operand = self._tape.operand(other)
-        if alpha is None:
+        if alpha is _NOT_GIVEN:
             return self._tape.make((name, self.id, operand))
         return self._tape.make((name, self.id, operand, self._tape.number(alpha)))
 
-    def method_(self: Recorded, other: Any, *, alpha: Any = None) -> Recorded:
+    def method_(self: Recorded, other: Any, *, alpha: Any = _NOT_GIVEN) -> Recorded:
         tape = self._tape
         if other.__class__ is float:
             operand = None
             tape.scalars.append(other)
         else:
             operand = other.id if other.__class__ is Recorded else tape.operand(other)
-        if alpha is None:
+        if alpha is _NOT_GIVEN:
             node = tape.node = tape.node[in_place, self.id, operand]
         else:
             node = tape.node = tape.node[in_place, self.id, operand, tape.number(alpha)]
@@ -252,12 +259,12 @@ def _ternary(name: str) -> Methods:
     def operation(name: str, self: Recorded, one: Any, two: Any, value: Any) -> Operation:
         tape = self._tape
         operands = (name, self.id, tape.operand(one), tape.operand(two))
-        return operands if value is None else (*operands, tape.number(value))
+        return operands if value is _NOT_GIVEN else (*operands, tape.number(value))
 
-    def method(self: Recorded, tensor1: Any, tensor2: Any, *, value: Any = None) -> Recorded:
+    def method(self: Recorded, tensor1: Any, tensor2: Any, *, value: Any = _NOT_GIVEN) -> Recorded:
         return self._tape.make(operation(name, self, tensor1, tensor2, value))
 
-    def method_(self: Recorded, tensor1: Any, tensor2: Any, *, value: Any = None) -> Recorded:
+    def method_(self: Recorded, tensor1: Any, tensor2: Any, *, value: Any = _NOT_GIVEN) -> Recorded:
         tape = self._tape
         if value.__class__ is float and tensor1.__class__ is Recorded and tensor2.__class__ is Recorded:
             tape.scalars.append(value)

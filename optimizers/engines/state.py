@@ -51,7 +51,8 @@ def group_numbers(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    # A tensor of more elements is something of the user's own.
+    if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, tuple):
         return tuple(_number(v) for v in value)
@@ -117,6 +118,10 @@ def adopt_state(rule: Any, saved: dict[str, Any] | None) -> None:
     for param in params:
         state = vars(rule)["state"].get(param)
         if not state:
+            continue
+        if saved is None:
+            # Of a copy. Whoever has the tensors too, such as another process, sees the same counts.
+            settle_scalars(rule, state)
             continue
         source = sources.get(id(param), {})
         for name, value in state.items():

@@ -40,7 +40,7 @@ class EagerJob:
 
     def __init__(self, rule: Any, cohort: Cohort, reader: str, reason: str) -> None:
         self.cohorts, self.cohort, self.reader, self.reason = [cohort], cohort, reader, reason
-        self._entries = len(cohort.states[0])
+        self._entries = set(cohort.states[0])
         self._counts: Counts | None = None
         self._scale: float | None = None
         self._wish = wish(rule, cohort)
@@ -51,8 +51,13 @@ class EagerJob:
             self._counts = Counts(self.cohort)
         if any(p.grad is None or p.grad.is_sparse != self.cohort.sparse for p in self.cohort.params):
             return False
-        if self.reader == "foreach":
+        if any(state.keys() != self._entries for state in self.cohort.states):
+            return False
+        try:
             read_once(rule, self.cohort)
+        except Unrecordable:
+            if self.reader == "foreach":
+                raise
         self._scale = scale
         return self._counts.unchanged() and wish(rule, self.cohort) == self._wish
 
@@ -65,7 +70,7 @@ class EagerJob:
         with torch.set_grad_enabled(self.reader == "functional"):
             scalars = step(rule, self.cohort, self._scale)
         self._counts.advance(scalars)
-        if len(self.cohort.states[0]) == self._entries:
+        if self.cohort.states[0].keys() == self._entries:
             return True
         adopt(rule, self.cohorts)
         return False
@@ -77,9 +82,10 @@ class EagerJob:
 
 def read_once(rule: Any, cohort: Cohort) -> None:
     """
-    ### Read the rule for nothing but to see that it keeps to the vocabulary
+    ### Read the rule for nothing but to see what is wrong before anything has moved
 
-    Lists have the vocabulary of the kernels. Raises `Unrecordable`, before anything has moved.
+    Raises `Unrecordable` where the rule does not keep to the vocabulary of the kernels, which lists have too, and what
+    the rule itself raises, for a bad value in a group say.
     """
     tape = Tape(("param", "grad", *cohort.names))
     state = tape.state({**cohort.others, **cohort.next_scalars()})
