@@ -20,6 +20,7 @@ optimizers, with torch's arguments, state and checkpoints.
 | [`AMSGrad`](amsgrad.html) | where rare large gradients lead Adam astray |
 | [`AdamWarmup`](adam_warmup.html), [`AdamWarmupCosineDecay`](adam_warmup_cosine_decay.html), [`Noam`](noam.html) | \
 transformers, with the schedule inside |
+| [`AdamFP16`](adam_fp16.html) | parameters in float16 or bfloat16, moved in float32; with `GradScalerFP16` |
 | [`Lion`](lion.html) | large models and batches, where memory is short |
 | [`AdEMAMix`](ademamix.html) | long runs |
 | [`Muon`](muon.html) | the hidden matrices of a network, beside AdamW for the rest |
@@ -34,12 +35,14 @@ transformers, with the schedule inside |
 To write your own, subclass the nearest rule and override a method, or start from
 [`GenericAdaptiveOptimizer`](base.html). [`check_optimizer`](checking.html) then tries on it what we try on ours.
 [`release_gradients`](release.html) lets each gradient go as soon as its parameter has stepped.
+[`OptimizerConfigs`](configs.html) makes all rules options of a labml experiment.
 """
 
 from optimizers.ada_belief import AdaBelief
 from optimizers.adadelta import Adadelta
 from optimizers.adagrad import Adagrad
 from optimizers.adam import Adam
+from optimizers.adam_fp16 import AdamFP16, GradScalerFP16
 from optimizers.adam_warmup import AdamWarmup
 from optimizers.adam_warmup_cosine_decay import AdamWarmupCosineDecay
 from optimizers.adamax import Adamax
@@ -70,12 +73,14 @@ __all__ = [
     "Adadelta",
     "Adagrad",
     "Adam",
+    "AdamFP16",
     "AdamW",
     "AdamWarmup",
     "AdamWarmupCosineDecay",
     "Adamax",
     "CheckFailed",
     "GenericAdaptiveOptimizer",
+    "GradScalerFP16",
     "Lion",
     "Muon",
     "NAdam",

@@ -21,8 +21,8 @@ import optimizers
 from optimizers.experiments import mnist as job
 from optimizers.experiments import report
 from optimizers.experiments.console import LINES, PlainText, is_shown
-from optimizers.experiments.data import DataError, digits, mnist, noise, read_idx
-from optimizers.experiments.training import Run, index_batches, loader_batches, make_model, train
+from optimizers.experiments.data import DataError, Dataset, digits, mnist, noise, read_idx
+from optimizers.experiments.training import Run, index_batches, loader_batches, make_model, suitable_threads, train
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,9 @@ def test_the_defaults_reach_97_percent_on_digits_not_seen(capsys: pytest.Capture
 
 def test_a_run_is_the_same_when_repeated_and_another_with_another_seed() -> None:
     def losses(seed: int) -> list[list[float]]:
-        args = argparse.Namespace(optimizer="Adam", model="mlp", lr=1e-3, batch_size=64, seed=seed, compare=False)
+        args = argparse.Namespace(
+            optimizer="Adam", model="mlp", lr=1e-3, epochs=1, batch_size=64, seed=seed, compare=False
+        )
         runs = job.make_runs(args, digits())
         runs[0].train_epoch()
         return runs[0].losses
@@ -114,6 +116,16 @@ def test_a_rule_trains_at_the_rate_of_its_signature_and_sgd_at_a_tenth() -> None
     assert job.default_lr(optimizers.SGD) == 0.1
 
 
+def test_the_options_that_a_rule_is_given_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.main(["--optimizer", "Noam", "--epochs", "1", "--lr", "0.5"]) == 0
+    assert "\nNoam, lr 0.5, warmup 9; 1 epochs in batches of 16" in capsys.readouterr().out
+
+
+def test_rprop_does_not_blow_up_on_mini_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.main(["--optimizer", "Rprop", "--epochs", "4"]) == 0
+    assert number(r" 4: +loss: +([\d.]+)", capsys.readouterr().out) < 0.5
+
+
 def test_the_cnn_trains(capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main(["--model", "cnn", "--epochs", "2", "--batch-size", "32", "--lr", "0.003"]) == 0
     assert number(r"validation accuracy +([\d.]+) %", capsys.readouterr().out) > 80
@@ -134,6 +146,16 @@ def test_a_dataloader_gives_each_row_once() -> None:
     assert sorted(row for images, _ in loader_batches(rows, rows, 4, seed=0)() for row in images.tolist()) == [
         *range(10)
     ]
+
+
+@pytest.mark.parametrize(("data", "threads"), [(digits(), 1), (noise(rows=2), 2)])
+def test_tiny_images_are_trained_by_one_thread_and_all_threads_are_there_afterwards(
+    data: Dataset, threads: int
+) -> None:
+    torch.set_num_threads(2)
+    with suitable_threads(data):
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 def test_making_a_model_leaves_the_generator_of_torch_alone() -> None:
@@ -404,7 +426,7 @@ def test_about_ten_epochs_are_shown_the_first_and_the_last_among_them(epochs: in
 
 def test_a_second_run_shows_nothing_of_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     data = noise(rows=20)
-    args = argparse.Namespace(optimizer="Adam", model="mlp", lr=1e-3, batch_size=10, seed=0, compare=True)
+    args = argparse.Namespace(optimizer="Adam", model="mlp", lr=1e-3, epochs=1, batch_size=10, seed=0, compare=True)
     train(job.make_runs(args, data), data, epochs=1)
     capsys.readouterr()
     args.compare = False

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as schedules
 
-from optimizers import SGD, Adam, AdamW, GenericAdaptiveOptimizer, Rprop, WeightDecay
+from optimizers import SGD, Adam, AdamFP16, AdamW, GenericAdaptiveOptimizer, Rprop, WeightDecay
 from tests import helpers, rules
 from tests.helpers import same, same_state
 from tests.rules import BY_NAME, CLASS_TWINS, CLASSES, READERS, RULES, UNDEMANDING
@@ -552,6 +552,8 @@ def test_conjugated_gradient_is_read_as_its_values(rule, reader):
 @all_readers
 @all_rules
 def test_half_precision_is_computed_in_float32_and_rounded_once_a_step(rule, reader, dtype):
+    if rule.cls is AdamFP16:
+        pytest.skip("its state is in float32; see test_adam_fp16")
     ps = helpers.params(dtype=dtype)
     exact = [p.detach().float().requires_grad_() for p in ps]
     ours, wide = rule.build(ps, reader), rule.build(exact, reader)

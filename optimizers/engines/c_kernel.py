@@ -93,8 +93,8 @@ typedef {real} real;
 #endif
 #define LARGEST(a, b) (((a) > (b) || (a) != (a)) ? (a) : (b))
 #define SMALLEST(a, b) (((a) < (b) || (a) != (a)) ? (a) : (b))
-#define LARGER(a, b) (((a) >= (b) || (a) != (a)) ? (a) : (b))
-#define SMALLER(a, b) (((a) <= (b) || (a) != (a)) ? (a) : (b))
+#define LARGER(a, b) (((b) != (b) && (a) == (a)) ? (b) : (a) < (b) ? (b) : (a))
+#define SMALLER(a, b) (((b) != (b) && (a) == (a)) ? (b) : (a) > (b) ? (b) : (a))
 #define LERP(a, b, w) ((ABS(w) < (real)0.5) ? FMA(w, (b) - (a), a) : FMA((w) - 1, (b) - (a), b))
 """
 

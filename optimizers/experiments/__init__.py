@@ -11,12 +11,18 @@ handwritten digits, with any rule of the package, beside torch's optimizer of th
 
     python -m optimizers.experiments.mnist --compare
 
+[The sweep](sweep.html) trains with all rules from one start, [each with what suits it](recipes.html), and draws their
+losses in one picture:
+
+    python -m optimizers.experiments.mnist --sweep --plot sweep.png
+
 [Performance](performance.html) times the steps of every reader beside torch's and others', and the limit of memory:
 
     python -m optimizers.experiments.performance
 
-The parts of the main job are [the data](data.html), [the training loop](training.html), [the console](console.html) and
-[the report](report.html).
+[Schedules](schedules.html) draws learning rates by step. The parts of the main job are [the data](data.html),
+[the training loop](training.html), [the console](console.html), [the report](report.html) and pictures
+([in general](chart.html), [of many curves](curves.html)).
 
 Only the experiments need labml, scikit-learn and matplotlib:
 

@@ -11,9 +11,11 @@ summary: Train a network on digits with any rule of the package, alone or beside
 trains a network with one hidden layer of 128 units on the digits that ship inside scikit-learn. It takes
 seconds and reaches 97 % on rows it has not seen. Other ways to run it:
 
-* `--optimizer SGD` takes another rule. Any rule of the package is found by its name, a new one too.
+* `--optimizer SGD` takes another rule. Any rule of the package is found by its name, a new one too. It starts from
+  its own defaults, or [where those don't suit the digits, from others](recipes.html).
 * `--compare` also trains the `torch.optim` class of that name, from the same parameters on the same mini-batches,
   and shows both losses and the time of the steps. `--plot curves.png` draws the losses.
+* `--sweep Adam SGD RMSprop`, or `--sweep` alone for all rules, [sets rules side by side](sweep.html).
 * `--data DIR` reads the original MNIST files, and `--model cnn` takes a small convolutional network.
 
 ## The preset `rust-libtorch`
@@ -34,39 +36,24 @@ turns, and the preset prints the time of an epoch of each. Without `--data` it t
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 import optimizers
-from optimizers.experiments import report
+from optimizers.experiments import report, sweep
+from optimizers.experiments.chart import check_png
 from optimizers.experiments.data import Dataset, digits, mnist, noise
+from optimizers.experiments.recipes import default_lr, default_options, make_optimizer, rules
 from optimizers.experiments.training import Run, index_batches, loader_batches, make_model, train, twin_of
 
-#: Where the default of the signature is torch's and too small to train with in a few epochs.
-_LEARNING_RATES = {"SGD": 0.1}
-
 _PRESET = {"optimizer": "SGD", "model": "mlp", "lr": 0.3, "epochs": 100, "batch_size": 128}
-
-
-def rules() -> dict[str, type[optimizers.GenericAdaptiveOptimizer]]:
-    """## The rules of the package, by name"""
-    base = optimizers.GenericAdaptiveOptimizer
-    exported = ((name, getattr(optimizers, name)) for name in optimizers.__all__)
-    return {name: c for name, c in exported if isinstance(c, type) and issubclass(c, base) and c is not base}
-
-
-def default_lr(rule: type[Optimizer]) -> float | None:
-    """## The learning rate to start from; None where a rule finds its own"""
-    declared = inspect.signature(rule).parameters["lr"].default
-    return _LEARNING_RATES.get(rule.__name__, declared if isinstance(declared, float) else None)
 
 
 def torch_twin(rule: type[Optimizer]) -> type[Optimizer]:
@@ -84,11 +71,17 @@ def torch_twin(rule: type[Optimizer]) -> type[Optimizer]:
 # ## The runs
 
 
-def make_run(name: str, optimizer: type[Optimizer], model: nn.Module, data: Dataset, args: argparse.Namespace) -> Run:
+def choose_options(rule: type[Optimizer], data: Dataset, args: argparse.Namespace) -> dict[str, Any]:
+    """### The keyword arguments of a rule: its recipe for a run of this length, with the learning rate asked for"""
+    steps = args.epochs * math.ceil(len(data.train_labels) / args.batch_size)
+    lr = default_lr(rule) if args.lr is None else args.lr
+    return {**({} if lr is None else {"lr": lr}), **default_options(rule, steps)}
+
+
+def make_run(name: str, rule: type[Optimizer], model: nn.Module, data: Dataset, args: argparse.Namespace) -> Run:
     """### A run with mini-batches by index"""
-    lr = {} if args.lr is None else {"lr": args.lr}
-    batches = index_batches(data.train_images, data.train_labels, args.batch_size, args.seed)
-    return Run(name, model, optimizer(model.parameters(), **lr), batches)
+    optimizer = make_optimizer(rule, model, choose_options(rule, data, args))
+    return Run(name, model, optimizer, index_batches(data.train_images, data.train_labels, args.batch_size, args.seed))
 
 
 def make_runs(args: argparse.Namespace, data: Dataset) -> list[Run]:
@@ -99,6 +92,12 @@ def make_runs(args: argparse.Namespace, data: Dataset) -> list[Run]:
     if args.compare:
         runs.append(make_run(f"torch.optim.{args.optimizer}", torch_twin(rule), twin_of(model), data, args))
     return runs
+
+
+def make_sweep_runs(args: argparse.Namespace, data: Dataset) -> list[Run]:
+    """### A run for each rule of the sweep, from the same start"""
+    model = make_model(args.model, data, args.seed)
+    return [make_run(name, rules()[name], twin_of(model), data, args) for name in args.sweep]
 
 
 def make_preset_runs(args: argparse.Namespace, data: Dataset) -> list[Run]:
@@ -125,18 +124,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         settle(args)
         data = load(args)
         args.epochs, args.batch_size = args.epochs or data.epochs, args.batch_size or data.batch_size
-        runs = make_preset_runs(args, data) if args.preset else make_runs(args, data)
+        make = make_preset_runs if args.preset else make_sweep_runs if args.sweep else make_runs
+        runs = make(args, data)
     except ValueError as error:
         parser.error(str(error))
-    print_lines(describe(args, data, runs))
+    print_lines(describe(args, data))
     try:
         train(runs, data, args.epochs)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    print_lines(["", *(preset_report if args.preset else job_report)(runs, data)])
+    tell = preset_report if args.preset else sweep_report if args.sweep else job_report
+    print_lines(["", *tell(runs, data)])
     if args.plot:
-        report.plot(runs, f"{describe_model(args, data)} on {data.name}", args.plot)
+        (sweep if args.sweep else report).plot(runs, f"{describe_model(args, data)} on {data.name}", args.plot)
         print(f"\nloss curves: {args.plot}")
     return 0
 
@@ -151,22 +152,17 @@ def settle(args: argparse.Namespace) -> None:
         for name, value in _PRESET.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
+    if args.sweep is not None:
+        if args.preset or args.optimizer or args.compare:
+            raise ValueError("--sweep names the rules and compares them. Leave out --optimizer, --compare and --preset")
+        args.sweep = list(dict.fromkeys(args.sweep or ["Adam", *rules()]))
     args.optimizer, args.model = args.optimizer or "Adam", args.model or "mlp"
-    if args.lr is None:
+    if args.lr is None and not args.sweep:
         args.lr = default_lr(rules()[args.optimizer])
     if args.compare:
         torch_twin(rules()[args.optimizer])
     if args.plot:
-        _check_plot(args.plot)
-
-
-def _check_plot(path: Path) -> None:
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--plot writes a PNG, so the name must end in .png. Received: {path}")
-    if not path.parent.is_dir():
-        raise ValueError(f"--plot {path}: there is no folder {path.parent}. Make it first")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"--plot {path}: this can't be written. Give the name of a file in a folder of yours")
+        check_png(args.plot)
 
 
 def load(args: argparse.Namespace) -> Dataset:
@@ -180,23 +176,35 @@ def describe_model(args: argparse.Namespace, data: Dataset) -> str:
     return "CNN" if args.model == "cnn" else f"MLP {data.train_images[0].numel()}-128-10"
 
 
-def describe(args: argparse.Namespace, data: Dataset, runs: list[Run]) -> list[str]:
+def describe(args: argparse.Namespace, data: Dataset) -> list[str]:
     """### What is going to happen"""
-    lr = "" if args.lr is None else f", lr {args.lr:g}"
-    momentum = ", moving-average momentum 0.9" if args.preset else ""
     lines = [
         f"{describe_model(args, data)} on {data.name}: {len(data.train_labels):,} rows to train on, "
         f"{len(data.valid_labels):,} to validate with",
-        f"{args.optimizer}{lr}{momentum}; {args.epochs} epochs in batches of {args.batch_size}, seed {args.seed}",
+        f"{describe_rule(args, data)}; {args.epochs} epochs in batches of {args.batch_size}, seed {args.seed}",
     ]
     if args.preset and not args.data:
         lines.append("No MNIST (--data DIR), so these rows are noise: the times count, the losses don't.")
     return [*lines, ""]
 
 
+def describe_rule(args: argparse.Namespace, data: Dataset) -> str:
+    if args.sweep:
+        return f"{len(args.sweep)} rules from one start"
+    if args.preset:
+        return f"{args.optimizer}, lr {args.lr:g}, moving-average momentum 0.9"
+    options = choose_options(rules()[args.optimizer], data, args)
+    return ", ".join([args.optimizer, *(f"{name} {value}" for name, value in options.items())])
+
+
 def job_report(runs: list[Run], data: Dataset) -> list[str]:
     """### The end of the main job"""
     return [*(report.comparison(*runs) if len(runs) == 2 else []), *report.result(runs[0], data)]
+
+
+def sweep_report(runs: list[Run], data: Dataset) -> list[str]:
+    """### The end of a sweep"""
+    return sweep.table(runs)
 
 
 def preset_report(runs: list[Run], data: Dataset) -> list[str]:
@@ -221,7 +229,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="DIR", help="folder with MNIST's original files (default: scikit-learn's digits)")
     add("--model", choices=["mlp", "cnn"], help="network (default: mlp)")
     add("--optimizer", choices=list(rules()), metavar="NAME", help=f"{', '.join(rules())} (default: Adam)")
-    add("--lr", type=positive_number, help="learning rate (default: the rule's own; 0.1 for SGD)")
+    add("--lr", type=positive_number, help="learning rate (default: one that suits the rule)")
     add("--epochs", type=positive_whole_number, help="passes over the data (default: 40 for the digits, 10 for MNIST)")
     add(
         "--batch-size",
@@ -230,6 +238,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=seed_number, default=0, help="for the first parameters and the order of the rows (default: 0)")
     add("--compare", action="store_true", help="also train torch.optim's class of the same name")
+    add(
+        "--sweep",
+        nargs="*",
+        choices=list(rules()),
+        metavar="NAME",
+        help="train these rules from one start, all rules without names, and compare with the first",
+    )
     add("--plot", type=Path, metavar="FILE.png", help="draw the loss curves")
     add("--preset", choices=["rust-libtorch"], help="a known experiment, beside the usual way to do it")
     return parser

@@ -6,8 +6,7 @@ summary: What a run came to, in a few lines of text and a picture.
 
 # The report
 
-Text for the terminal, and a picture if one is asked for. The pictures are drawn without pyplot: no window, no global
-state, no choice of a backend.
+Text for the terminal, and [a picture](chart.html) if one is asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from optimizers.experiments.chart import new_figure, scale_by_decades, tidy
 from optimizers.experiments.console import is_shown
 from optimizers.experiments.data import Dataset
 from optimizers.experiments.training import Run, evaluate
@@ -108,17 +108,16 @@ def _side_by_side(ours: Run, theirs: Run, rows: dict[str, tuple[float, float]]) 
 
 def plot(runs: list[Run], title: str, path: Path) -> None:
     """### The loss curves, training and validation, as a PNG"""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.5, 4.6), dpi=150, layout="constrained")
+    figure = new_figure(7.5, 4.6)
     axes = figure.add_subplot()
     _draw(axes, runs)
     axes.set(title=title, xlabel="epoch", ylabel="mean cross entropy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _scale(axes, [loss for run in runs for loss in run.mean_losses + run.valid_losses])
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    if all(0 < loss < math.inf for run in runs for loss in run.mean_losses + run.valid_losses):
+        scale_by_decades(axes)
+    tidy(axes)
     axes.legend(frameon=False)
     figure.savefig(path, format="png")
 
@@ -132,14 +131,3 @@ def _draw(axes: Axes, runs: list[Run]) -> None:
         epochs = range(1, len(run.losses) + 1)
         axes.plot(epochs, run.mean_losses, marker=marker, color=dark, label=f"{run.name}, training", **style)
         axes.plot(epochs, run.valid_losses, marker=marker, color=light, label=f"{run.name}, validation", **style)
-
-
-def _scale(axes: Axes, losses: list[float]) -> None:
-    """### A logarithmic scale with plain numbers, where the losses allow one"""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    if all(0 < loss < math.inf for loss in losses):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter("{x:g}")

@@ -16,10 +16,13 @@ validation), and within it each call of `step()`. Losses stay tensors until the 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
 from labml import monit, tracker
@@ -34,6 +37,28 @@ from optimizers.experiments.data import Dataset
 #: What gives the mini-batches of the next epoch.
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
+#: Steps from one estimate of the curvature to the next, as in the paper of Sophia.
+CURVATURE_EVERY = 10
+
+
+class Together:
+    """## Optimizers of different parameters that step as one"""
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
 
 @dataclass
 class Run:
@@ -41,18 +66,19 @@ class Run:
     ## One model in training
 
     `losses` has one row an epoch, with the loss of every mini-batch; `valid_losses` and `valid_accuracies` have
-    one number an epoch. Times are in seconds.
+    one number an epoch. Times are in seconds. `generator` draws the labels that [Sophia](../sophia.html) needs.
     """
 
     name: str
     model: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | Together
     batches: Batches
     losses: list[list[float]] = field(default_factory=list)
     valid_losses: list[float] = field(default_factory=list)
     valid_accuracies: list[float] = field(default_factory=list)
     epoch_seconds: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def train_epoch(self) -> None:
         """### One pass over the training data"""
@@ -60,6 +86,8 @@ class Run:
         self.model.train()
         start = perf_counter()
         for images, labels in self.batches():
+            if hasattr(self.optimizer, "update_hessian") and len(self.step_seconds) % CURVATURE_EVERY == 0:
+                self._update_hessian(images)
             loss = F.cross_entropy(self.model(images), labels)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -69,6 +97,14 @@ class Run:
             losses.append(loss.detach())
         self.epoch_seconds.append(perf_counter() - start)
         self.losses.append(torch.stack(losses).tolist())
+
+    def _update_hessian(self, images: Tensor) -> None:
+        """### The curvature, from the gradient against labels drawn from what the model says"""
+        scores = self.model(images)
+        labels = torch.multinomial(scores.detach().softmax(dim=1), 1, generator=self.generator).squeeze(1)
+        self.optimizer.zero_grad()
+        F.cross_entropy(scores, labels).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.update_hessian(n_tokens=len(labels))  # type: ignore[union-attr]
 
     def validate(self, data: Dataset) -> None:
         """### Loss and accuracy on the validation data"""
@@ -93,23 +129,45 @@ def train(runs: list[Run], data: Dataset, epochs: int) -> None:
 
     The order changes with every epoch, so that no run is always the first.
     """
-    with readable_output():
+    with readable_output(), suitable_threads(data):
         for epoch in monit.loop(range(1, epochs + 1), is_print_iteration_time=False):
             for run in runs if epoch % 2 else reversed(runs):
                 run.train_epoch()
                 run.validate(data)
-            for run in runs:
-                tracker.add(_indicators(run, prefix=f"{run.name}." if len(runs) > 1 else ""))
+            tracker.add(_indicators(runs))
             tracker.save()
             if is_shown(epoch, epochs):
                 tracker.new_line()
 
 
-def _indicators(run: Run, prefix: str) -> dict[str, float]:
-    if prefix:
-        return {f"{prefix}loss": run.mean_losses[-1]}
-    accuracy = 100 * run.valid_accuracies[-1]
-    return {"loss": run.mean_losses[-1], "valid.loss": run.valid_losses[-1], "valid.accuracy": accuracy}
+@contextlib.contextmanager
+def suitable_threads(data: Dataset) -> Iterator[None]:
+    """
+    ## One thread where images are tiny
+
+    There is too little to share out: a second thread gains nothing, and on a busy machine both wait for each other for
+    ten times as long as they work.
+    """
+    before = torch.get_num_threads()
+    if data.train_images[0].numel() <= 256:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _indicators(runs: list[Run]) -> dict[str, float]:
+    """### What fits into a line: all of one run, the losses of two, the range of the losses of more"""
+    if len(runs) == 1:
+        run = runs[0]
+        accuracy = 100 * run.valid_accuracies[-1]
+        return {"loss": run.mean_losses[-1], "valid.loss": run.valid_losses[-1], "valid.accuracy": accuracy}
+    losses = {run.name: run.mean_losses[-1] for run in runs}
+    if len(runs) == 2:
+        return {f"{name}.loss": loss for name, loss in losses.items()}
+    finite = [loss for loss in losses.values() if math.isfinite(loss)] or [math.nan]
+    return {"lowest.loss": min(finite), "highest.loss": max(finite)}
 
 
 @torch.no_grad()
