@@ -123,4 +123,5 @@ class GradScalerFP16(torch.amp.GradScaler):
 
 def _wide(tensor: Tensor, copy: bool = False) -> Tensor:
     """The values of a tensor in float32, or in its own dtype where that is wider."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=copy)
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor if tensor.dtype == wide and not copy else tensor.detach().to(wide, copy=copy)

@@ -1,5 +1,7 @@
 """What every test shares: hypothesis draws the same examples in each run and on each machine, and no clock decides."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("optimizers")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The cores are shared with other workers. What is about threads sets their number itself.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

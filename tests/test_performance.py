@@ -25,7 +25,8 @@ OURS = ["ours single", "ours foreach", "ours fused"]
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     """One thread, as the machine may be busy, and no other library, as its first import may take minutes."""
-    for module in ("deepspeed", "labml_nn"):
+    loaded = [name for name in sys.modules if name.startswith(("deepspeed", "labml_nn"))]
+    for module in ("deepspeed", "labml_nn", *loaded):
         monkeypatch.setitem(sys.modules, module, None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ def peak(name: str, layers: int, width: int, release: bool) -> float:
     torch.manual_seed(0)
     # Matrix products keep some memory for themselves.
     nn.Linear(width, width)(torch.randn(1, width)).square().mean().backward()
-    before = _now()
+    before = _memory("VmRSS")
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
     optimizer = getattr(optimizers, name.split(",")[0])(model.parameters(), **RULES[name])
     if release:
@@ -44,22 +44,20 @@ def peak(name: str, layers: int, width: int, release: bool) -> float:
         optimizer.zero_grad()
         model(torch.randn(1, width)).square().mean().backward()
         optimizer.step()
-    return _most() - before
+    return _memory("VmHWM") - before
 
 
-def _now() -> float:
-    """The memory of this process, in MB; where the system does not tell, the most that it has had."""
+def _memory(entry: str) -> float:
+    """
+    The memory of this process in MB: what it has, `VmRSS`, or the most that it has had, `VmHWM`. Where the system has
+    no such file, the most that it or what it was started from has had.
+    """
     try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
-        return _most()
-    return int(pages) * resource.getpagesize() / 2**20
-
-
-def _most() -> float:
-    """The most memory that this process has had, in MB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**20 if sys.platform == "darwin" else 2**10)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (2**20 if sys.platform == "darwin" else 2**10)
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) / 2**10
 
 
 def _elsewhere(*arguments: object) -> float:
