@@ -34,7 +34,7 @@ from optimizers.engines.program import Node, Program, Unrecordable
 from optimizers.engines.recorder import RecordedState, Tape
 from optimizers.engines.shard import is_distributed, local
 from optimizers.engines.state import compute_dtype, group_numbers, real_dtype
-from optimizers.engines.traced import Calculation, Untraceable, calculation
+from optimizers.engines.traced import Untraceable, calculation
 
 #: torch's `increment_version`, without the wrapper around it, which takes longer than the thing itself.
 _increment_version: Callable[[Any], None] = torch._C._increment_version
@@ -174,7 +174,7 @@ class FusedJob:
             return traced
 
         try:
-            calculate = calculation(groups[0], counts[0], read)
+            calculate, calculate_all = calculation(groups[0], counts[0], read)
             if calculate(groups[0], counts[0]) != tuple(numbers):
                 return None
         except Exception:
@@ -182,7 +182,10 @@ class FusedJob:
             return None
         nodes: list[Node] = []
         gathered: list[Any] = []
-        for group, t, apart in zip(groups, counts, plain, strict=True):
+        together = None if any(plain) else _try(calculate_all, groups, counts)
+        if together is not None:
+            nodes, gathered = [node] * len(groups), together
+        for group, t, apart in zip(groups, counts, plain, strict=True) if together is None else ():
             found = None if apart else _try(calculate, group, t)
             if found is None:
                 end, found = self._read_one(rule, scale, group_numbers(group) if apart else group, t)
@@ -246,9 +249,9 @@ class FusedJob:
         return [int(t) for t in self._now[:: len(self._names)]] if "step" in self._names[:1] else []
 
 
-def _try(calculate: Calculation, group: dict[str, Any], t: Any) -> Any:
+def _try(calculate: Callable[[Any, Any], Any], of: Any, t: Any) -> Any:
     try:
-        return calculate(group, t)
+        return calculate(of, t)
     except (ArithmeticError, LookupError, TypeError):
         # Reading the rule will say what is wrong.
         return None

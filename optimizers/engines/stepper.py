@@ -44,6 +44,7 @@ class EagerJob:
         self._counts: Counts | None = None
         self._scale: float | None = None
         self._wish = wish(rule, cohort)
+        self._tape, self._readable = tape_of(cohort), True
 
     def ready(self, rule: Any, scale: float | None, alone: bool) -> bool:
         """### False if something is not as it was"""
@@ -53,11 +54,13 @@ class EagerJob:
             return False
         if any(state.keys() != self._entries for state in self.cohort.states):
             return False
-        try:
-            read_once(rule, self.cohort)
-        except Unrecordable:
-            if self.reader == "foreach":
-                raise
+        if self._readable:
+            try:
+                read_once(rule, self.cohort, self._tape)
+            except Unrecordable:
+                if self.reader == "foreach":
+                    raise
+                self._readable = False
         self._scale = scale
         return self._counts.unchanged() and wish(rule, self.cohort) == self._wish
 
@@ -80,14 +83,19 @@ class EagerJob:
         return [int(self.cohort.scalars["step"])] if "step" in self.cohort.scalars else []
 
 
-def read_once(rule: Any, cohort: Cohort) -> None:
+def tape_of(cohort: Cohort) -> Tape:
+    """A tape for the readings of a cohort."""
+    return Tape(("param", "grad", *cohort.names))
+
+
+def read_once(rule: Any, cohort: Cohort, tape: Tape) -> None:
     """
     ### Read the rule for nothing but to see what is wrong before anything has moved
 
     Raises `Unrecordable` where the rule does not keep to the vocabulary of the kernels, which lists have too, and what
     the rule itself raises, for a bad value in a group say.
     """
-    tape = Tape(("param", "grad", *cohort.names))
+    tape.rewind()
     state = tape.state({**cohort.others, **cohort.next_scalars()})
     rule.update_param(state, group_numbers(rule.param_groups[cohort.group]), tape.grad, tape.param)
 
@@ -193,7 +201,7 @@ class Stepper:
             reader = "functional"
         elif group["foreach"] is not False and not cohort.sparse and not cohort.shared:
             try:
-                read_once(rule, cohort)
+                read_once(rule, cohort, tape_of(cohort))
                 reader = "foreach"
             except Unrecordable as error:
                 reason = str(error)

@@ -24,7 +24,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-Calculation = Callable[[dict[str, Any], Any], tuple[float, ...] | None]
+Group = dict[str, Any]
+#: Of one group and its count: the numbers of the kernel, or None where the group needs a reading of its own.
+Calculation = Callable[[Group, Any], tuple[float, ...] | None]
+#: The same of many groups, one after the other; None if any of them needs a reading.
+Calculations = Callable[[list[Group], list[Any]], list[float] | None]
 
 
 class Untraceable(Exception):
@@ -62,15 +66,23 @@ class Sheet:
         return outcome
 
     def function(self, numbers: list[Any]) -> tuple[str, dict[str, Any]]:
-        """The source of the calculation of `numbers`, and what it refers to."""
-        result = ", ".join([_code(number) for number in numbers])
-        body = "\n    ".join([*self.lines, f"return ({result},)" if numbers else "return ()"])
+        """The source of the calculation of `numbers`, for one group and for many, and what it refers to."""
+        result = "".join(f"{_code(number)}, " for number in numbers)
+        body = "\n".join([*self.lines, result])
         used = [name for name in self._loads if re.search(rf"\b{name}\b", body)]
         same = [f"group[{key!r}] is not same_{i}" for i, key in enumerate(self._same)]
         head = [f"if {' or '.join(same)}: return None"] if same else []
-        loads = [f"{name} = {self._loads[name]}" for name in used]
-        source = "def calculation(group, t):\n    " + "\n    ".join([*head, *loads, body])
-        return source, {f"same_{i}": value for i, value in enumerate(self._same.values())}
+        lines = [*head, *(f"{name} = {self._loads[name]}" for name in used), *self.lines]
+        one = ["def calculation(group, t):", *(f"    {line}" for line in lines), f"    return ({result})"]
+        many = [
+            "def calculations(groups, counts):",
+            "    numbers = []",
+            "    for group, t in zip(groups, counts):",
+            *(f"        {line}" for line in lines),
+            f"        numbers += ({result})",
+            "    return numbers",
+        ]
+        return "\n".join([*one, *many]), {f"same_{i}": value for i, value in enumerate(self._same.values())}
 
 
 class Traced:
@@ -140,9 +152,11 @@ def _code(number: Any) -> str:
 _calculations: dict[str, Any] = {}
 
 
-def calculation(group: dict[str, Any], t: int | None, read: Callable[[dict[str, Any], Any], list[Any]]) -> Calculation:
+def calculation(
+    group: Group, t: int | None, read: Callable[[Group, Any], list[Any]]
+) -> tuple[Calculation, Calculations]:
     """
-    ## The calculation of the numbers of a reading
+    ## The calculation of the numbers of a reading, for one group and for many
 
     `read(group, t)` reads the rule and gives its numbers. Raises what the rule raises when its numbers are no floats,
     and `Untraceable`.
@@ -153,5 +167,4 @@ def calculation(group: dict[str, Any], t: int | None, read: Callable[[dict[str, 
         _calculations[source] = compile(source, "<traced>", "exec")
     namespace: dict[str, Any] = dict(same)
     exec(_calculations[source], namespace)
-    function: Calculation = namespace["calculation"]
-    return function
+    return namespace["calculation"], namespace["calculations"]
