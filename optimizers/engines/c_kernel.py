@@ -120,14 +120,6 @@ static inline float load_float16(float16 half) { return (float)half; }
 static inline float16 store_float16(float value) { return (float16)value; }
 """
 
-# Many small tensors are many starts, which the processor does not foresee by itself.
-_LOOP = """
-/* The elements of a line of the processor's cache. More than FAR elements are not in the cache: their lines are fetched
-   some time before they are used. */
-enum { LINE = 64 / sizeof(real), FAR = 1 << 19 };
-#define PREFETCH(address, written) __builtin_prefetch((address) + 8 * LINE, written)
-"""
-
 # The launch is laid out by `fused.Arguments`. `tables[slot * stride + i]` is the address of tensor i in a slot,
 # `offsets` are the sums of the sizes. Threads share the elements of all tensors evenly, whatever the sizes.
 _EPILOGUE = """
@@ -145,7 +137,6 @@ typedef struct {
 } launch;
 
 static void share(const launch *l, int64_t begin, int64_t end) {
-    int far = l->offsets[l->tensors] > FAR;
     int64_t low = 0, high = l->tensors - 1;
     while (low < high) {
         int64_t middle = (low + high + 1) / 2;
@@ -154,7 +145,7 @@ static void share(const launch *l, int64_t begin, int64_t end) {
     for (int64_t i = low; i < l->tensors && l->offsets[i] < end; i++) {
         int64_t from = begin > l->offsets[i] ? begin - l->offsets[i] : 0;
         int64_t to = (end < l->offsets[i + 1] ? end : l->offsets[i + 1]) - l->offsets[i];
-        if (to > from) update(POINTERS, from, to, l->scalars + l->numbers * l->rows[i], far);
+        if (to > from) update(POINTERS, from, to, l->scalars + l->numbers * l->rows[i]);
     }
 }
 
@@ -201,7 +192,6 @@ def c_source(title: str, program: Program, real: torch.dtype, slots: Sequence[to
     suffix = "f" if real == torch.float32 else ""
     parts.append(_PROLOGUE.replace("{real}", STORAGE[real]).replace("{f}", suffix).replace("{F}", suffix.upper()))
     parts.extend(text for dtype, text in ((torch.bfloat16, _BFLOAT16), (torch.float16, _FLOAT16)) if dtype in slots)
-    parts.append(_LOOP)
     parts.append(_update(program, [_variable(name, slot) for slot, name in enumerate(names)], slots))
     addresses = ", ".join(f"l->tables[{slot} * l->stride + i]" for slot in range(len(names)))
     parts.append(_EPILOGUE.replace("POINTERS", addresses))
@@ -232,16 +222,15 @@ def _update(program: Program, names: list[str], slots: Sequence[torch.dtype]) ->
         for slot, (name, dtype) in enumerate(zip(names, slots, strict=True))
         if slot in written
     ]
-    given = "".join(f", const real s{index}" for index in range(len(numbers)))
-    passed = ", ".join([*(f"{name}_at" for name in names), "k", *(f"s{index}" for index in range(len(numbers)))])
-    ahead = [f"PREFETCH({name}_at + i, {int(slot in written)});" for slot, name in enumerate(names)]
-    element = [f"static inline __attribute__((always_inline)) void element({arguments}, int64_t i{given}) {{"]
-    element += [f"    {line}" for line in (*loads, *body, *stores)]
-    loop = [f"static void update({arguments}, int64_t from, int64_t to, const double *scalars, int far) {{"]
-    loop += [f"    {line}" for line in (*numbers, "int64_t i = from;", "for (; far && i + LINE <= to; i += LINE) {")]
-    loop += [f"        {line}" for line in (*ahead, f"for (int64_t k = i; k < i + LINE; k++) element({passed});")]
-    loop += ["    }", f"    for (int64_t k = i; k < to; k++) element({passed});"]
-    return "\n".join(["", *element, "}", "", *loop, "}", ""])
+    function = [
+        f"static void update({arguments}, int64_t from, int64_t to, const double *scalars) {{",
+        *(f"    {line}" for line in numbers),
+        "    for (int64_t i = from; i < to; i++) {",
+        *(f"        {line}" for line in (*loads, *body, *stores)),
+        "    }",
+        "}",
+    ]
+    return "\n".join(["", *function, ""])
 
 
 def _body(program: Program, names: list[str]) -> tuple[list[str], list[str]]:
