@@ -81,9 +81,7 @@ class Adagrad(GenericAdaptiveOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy"""
         super().check_group(group)
-        for name in ("lr_decay", "initial_accumulator_value"):
-            if not 0.0 <= group[name]:
-                raise ValueError(f"Invalid {name} value: {group[name]}")
+        self.check_not_negative(group, "lr_decay", "initial_accumulator_value")
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         """### State of a parameter: the count of steps and the sum"""

@@ -52,8 +52,7 @@ class AdamWarmup(Adam):
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy"""
         super().check_group(group)
-        if not 0 <= group["warmup"]:
-            raise ValueError(f"Invalid warmup value: {group['warmup']}")
+        self.check_not_negative(group, "warmup")
 
     def get_lr(self, state: dict[str, Any], group: dict[str, Any]) -> float:
         r"""### Learning rate $\alpha_t$ at this step"""

@@ -67,9 +67,7 @@ class AdEMAMix(Adam):
         super().check_group(group)
         if not 0.0 <= group["beta3"] < 1.0:
             raise ValueError(f"Invalid beta3 value: {group['beta3']}")
-        for name in ("alpha", "warmup"):
-            if not 0.0 <= group[name]:
-                raise ValueError(f"Invalid {name} value: {group[name]}")
+        self.check_not_negative(group, "alpha", "warmup")
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         """### State of a parameter: Adam's, and the slow momentum"""

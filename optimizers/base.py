@@ -206,6 +206,13 @@ class GenericAdaptiveOptimizer(Optimizer):
         self._check_readers(group)
 
     @staticmethod
+    def check_not_negative(group: dict[str, Any], *names: str) -> None:
+        """### Hyper-parameters that must be numbers of at least 0, in torch's words"""
+        for name in names:
+            if group[name] is None or not 0.0 <= group[name]:
+                raise ValueError(f"Invalid {name} value: {group[name]}")
+
+    @staticmethod
     def _check_readers(group: dict[str, Any]) -> None:
         """### Which ways of running a rule exclude each other"""
         if group["fused"] and group["differentiable"]:

@@ -117,7 +117,9 @@ class Muon(GenericAdaptiveOptimizer):
             raise ValueError(f"Adjust learning rate function {group['adjust_lr_fn']} is not supported")
         if group["ns_steps"] >= 100:
             raise ValueError("Number of steps must be less than 100 for computational efficiency")
-        if len(group["ns_coefficients"]) != 3:
+        if group["differentiable"]:
+            raise ValueError("Muon takes no differentiable steps: products of matrices are done in bfloat16")
+        if not isinstance(group["ns_coefficients"], (tuple, list)) or len(group["ns_coefficients"]) != 3:
             raise ValueError("Coefficients must be a tuple of exactly 3 values")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

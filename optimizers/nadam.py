@@ -93,8 +93,7 @@ class NAdam(Adam):
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy"""
         super().check_group(group)
-        if not 0.0 <= group["momentum_decay"]:
-            raise ValueError(f"Invalid momentum_decay value: {group['momentum_decay']}")
+        self.check_not_negative(group, "momentum_decay")
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         r"""### State of a parameter: Adam's, and the product of all $\mu_i$"""

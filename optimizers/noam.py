@@ -56,8 +56,7 @@ class Noam(Adam):
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy"""
         super().check_group(group)
-        if not 0 <= group["warmup"]:
-            raise ValueError(f"Invalid warmup value: {group['warmup']}")
+        self.check_not_negative(group, "warmup")
         if not 0 < group["d_model"]:
             raise ValueError(f"Invalid d_model value: {group['d_model']}")
 

@@ -90,10 +90,7 @@ class RMSprop(GenericAdaptiveOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy"""
         super().check_group(group)
-        if not 0.0 <= group["momentum"]:
-            raise ValueError(f"Invalid momentum value: {group['momentum']}")
-        if not 0.0 <= group["alpha"]:
-            raise ValueError(f"Invalid alpha value: {group['alpha']}")
+        self.check_not_negative(group, "momentum", "alpha")
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         """### State of a parameter: the count of steps and the averages in use"""

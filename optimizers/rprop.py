@@ -81,6 +81,9 @@ class Rprop(GenericAdaptiveOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy"""
         super().check_group(group)
+        for name in ("etas", "step_sizes"):
+            if not isinstance(group[name], (tuple, list)) or len(group[name]) != 2:
+                raise ValueError(f"{name} must be a pair of numbers. Received: {group[name]!r}")
         eta_minus, eta_plus = group["etas"]
         if not 0.0 < eta_minus < 1.0 < eta_plus:
             raise ValueError(f"Invalid eta values: {eta_minus}, {eta_plus}")

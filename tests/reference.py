@@ -32,13 +32,19 @@ def adam(
     amsgrad=False,
     maximize=False,
     reordered=False,
+    schedule=None,
 ):
-    """Kingma and Ba 2015, Algorithm 1, and the reordered form at the end of its section 2; AMSGrad as in torch."""
+    """
+    Kingma and Ba 2015, Algorithm 1, and the reordered form at the end of its section 2; AMSGrad as in torch.
+
+    With `schedule` the learning rate at step t is `schedule(t)`; a decay follows it.
+    """
     beta1, beta2 = betas
     m, v, v_max = np.zeros_like(theta), np.zeros_like(theta), np.zeros_like(theta)
     path = []
     for t, g in enumerate(grads, 1):
         g = -g if maximize else g
+        lr = schedule(t) if schedule else lr
         theta, g = _decay(theta, g, lr, weight_decay, decay)
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
@@ -286,21 +292,6 @@ def radam(
             theta = theta - lr * r * m_hat * length
         elif degenerated_to_sgd:
             theta = theta - lr * m_hat
-        path.append(theta)
-    return path
-
-
-def scheduled_adam(theta, grads, *, schedule, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decay=L2):
-    """Adam with the learning rate `schedule(t)` at step t. A decay follows it."""
-    beta1, beta2 = betas
-    m, v = np.zeros_like(theta), np.zeros_like(theta)
-    path = []
-    for t, g in enumerate(grads, 1):
-        lr = schedule(t)
-        theta, g = _decay(theta, g, lr, weight_decay, decay)
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * g**2
-        theta = theta - lr * m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps)
         path.append(theta)
     return path
 

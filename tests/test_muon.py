@@ -113,6 +113,16 @@ def test_complex_matrix_is_refused():
         Muon(helpers.params([(3, 2)], torch.complex64))
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [({"differentiable": True}, "no differentiable steps"), ({"ns_coefficients": None}, "exactly 3 values")],
+    ids=["differentiable", "coefficients"],
+)
+def test_what_it_can_not_do_is_refused_when_it_is_made(bad, words):
+    with pytest.raises(ValueError, match=words):
+        Muon(helpers.params(SHAPES), **bad)
+
+
 def test_readers_say_why_they_do_not_take_it():
     ps = helpers.params(SHAPES)
     optimizer = helpers.run(Muon(ps), ps, helpers.gradients(ps, 1))

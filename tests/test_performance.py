@@ -126,7 +126,7 @@ def test_a_rule_that_torch_has_not_is_refused_with_those_it_has(capsys):
         (["--seconds", "0"], "must be positive"),
         (["--threads", "0"], "must be positive"),
         (["--plot", "speed.pdf"], "must end in .png"),
-        (["--plot", "no/such/folder/speed.png"], "can't be written"),
+        (["--plot", "no/such/folder/speed.png"], "there is no folder"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_measured(arguments, words, capsys):

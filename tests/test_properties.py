@@ -863,8 +863,17 @@ def test_betas_that_are_no_pair_are_refused(betas):
         Adam([{"params": helpers.params(), "betas": betas}])
 
 
+@pytest.mark.parametrize("name", ["etas", "step_sizes"])
+@pytest.mark.parametrize("value", [(1.2,), 1.2, None], ids=str)
+def test_numbers_of_rprop_that_are_no_pair_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a pair of numbers"):
+        Rprop(helpers.params(), **{name: value})
+
+
 @all_classes
-@pytest.mark.parametrize("key", ["lr", "betas", "eps", "weight_decay", "momentum", "alpha", "rho", "etas", "lambd"])
+@pytest.mark.parametrize(
+    "key", ["lr", "betas", "eps", "weight_decay", "momentum", "alpha", "rho", "etas", "lambd", "warmup"]
+)
 def test_none_is_refused_where_a_number_is_needed(rule, key):
     if key not in inspect.signature(rule.cls).parameters:
         pytest.skip("not an argument of this class")

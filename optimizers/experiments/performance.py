@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 
-from optimizers.experiments.chart import plot
+from optimizers.experiments.chart import check_png, plot
 from optimizers.experiments.columns import Contest, Factory, make_columns, pairs
 from optimizers.experiments.first_step import first_steps
 from optimizers.experiments.timing import measure
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     try:
         contest, rows = make_contest(args.optimizer, args.kwargs), choose_rows(args.rows)
-        _check_plot(args.plot)
+        if args.plot:
+            check_png(args.plot)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     print("\n".join([*machine(), ""]), flush=True)
@@ -198,15 +199,6 @@ def choose_rows(words: Sequence[str]) -> list[Workload]:
     if not chosen:
         raise ValueError(f"--rows: no row has {' or '.join(words)} in {', '.join(row.name for row in rows)}")
     return chosen
-
-
-def _check_plot(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--plot writes a PNG, so the name must end in .png. Received: {path}")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--plot {path}: {path.parent} can't be written to. Give a file in a folder of yours")
 
 
 def make_parser() -> argparse.ArgumentParser:
