@@ -34,6 +34,8 @@ transformers, with the schedule inside |
 
 To write your own, subclass the nearest rule and override a method, or start from
 [`GenericAdaptiveOptimizer`](base.html). [`check_optimizer`](checking.html) then tries on it what we try on ours.
+[`equations`](equations.html) recovers the formulas of any rule, yours too, from what it executes.
+[`as_functions`](functional.html) makes pure functions of any rule, for `torch.func` and `torch.compile`.
 [`release_gradients`](release.html) lets each gradient go as soon as its parameter has stepped.
 [`OptimizerConfigs`](configs.html) makes all rules options of a labml experiment.
 """
@@ -52,6 +54,8 @@ from optimizers.amsgrad import AMSGrad
 from optimizers.asgd import ASGD
 from optimizers.base import GenericAdaptiveOptimizer
 from optimizers.checking import CheckFailed, check_optimizer
+from optimizers.equations import Equations, equations
+from optimizers.functional import as_functions
 from optimizers.lion import Lion
 from optimizers.muon import Muon
 from optimizers.nadam import NAdam
@@ -79,6 +83,7 @@ __all__ = [
     "AdamWarmupCosineDecay",
     "Adamax",
     "CheckFailed",
+    "Equations",
     "GenericAdaptiveOptimizer",
     "GradScalerFP16",
     "Lion",
@@ -90,7 +95,9 @@ __all__ = [
     "Rprop",
     "Sophia",
     "WeightDecay",
+    "as_functions",
     "check_optimizer",
+    "equations",
     "release_gradients",
 ]
 

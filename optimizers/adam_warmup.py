@@ -14,7 +14,7 @@ $$\alpha_t = \alpha \min \Big(1, \frac{t}{w}\Big)$$
 * $w$ is `warmup`, the number of steps until the learning rate is $\alpha$. A few hundred to a few thousand is usual:
   about $2 / (1 - \beta_2)$ is a rule of thumb. $w = 0$ is no warm-up.
 
-![Learning rates by step](schedules.png)
+![Learning rates by step](schedules.svg)
 
 [RAdam](radam.html) does without the number $w$. A scheduler of `torch.optim.lr_scheduler` does the same from outside;
 here it is part of the rule, so it needs no second object and no second checkpoint.

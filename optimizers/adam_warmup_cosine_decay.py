@@ -17,7 +17,7 @@ p &= \min \Big(1, \frac{t - w}{T - w}\Big) \\
 
 * $w$ is `warmup`, $T$ is `total_steps`. After $T$ the learning rate stays at a tenth of $\alpha$.
 
-![Learning rates by step](schedules.png)
+![Learning rates by step](schedules.svg)
 
 The shape needs the number of steps in advance. Choose $T$ as long as you mean to train: a run that stops at half of it
 has not had its small steps yet.
@@ -25,13 +25,14 @@ has not had its small steps yet.
 
 from __future__ import annotations
 
-import math
+from math import pi
 from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optimizers.adam_warmup import AdamWarmup
+from optimizers.base import cos
 
 
 class AdamWarmupCosineDecay(AdamWarmup):
@@ -72,5 +73,5 @@ class AdamWarmupCosineDecay(AdamWarmup):
         # $p = \min (1, \frac{t - w}{T - w})$
         progress = min(1.0, (t - warmup) / max(1, total_steps - warmup))
         # $\alpha \max (0.1, \frac{1 + \cos \pi p}{2})$
-        lr: float = group["lr"] * max(0.1, 0.5 * (1.0 + math.cos(math.pi * progress)))
+        lr: float = group["lr"] * max(0.1, 0.5 * (1.0 + cos(pi * progress)))
         return lr

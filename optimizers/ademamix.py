@@ -30,14 +30,14 @@ with more memory.
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optimizers.adam import Adam
+from optimizers.base import exp, log
 
 
 class AdEMAMix(Adam):
@@ -47,6 +47,8 @@ class AdEMAMix(Adam):
     * `alpha` is $a \ge 0$, `beta3` is $\beta_3 \in [0, 1)$, `warmup` is $T \ge 0$ in steps.
     * `options` are those of [Adam](adam.html), also by position.
     """
+
+    letters: ClassVar[dict[str, str]] = {"alpha": "a", "warmup": "T"}
 
     def __init__(
         self,
@@ -84,9 +86,9 @@ class AdEMAMix(Adam):
         part = t / warmup
         if beta1 == 0:
             return beta3, alpha * part
-        start, end = math.log(beta1), math.log(beta3)
+        start, end = log(beta1), log(beta3)
         # $$\beta_{3,t} = \exp \frac{\ln \beta_1 \ln \beta_3}{(1 - t/T) \ln \beta_3 + (t/T) \ln \beta_1}$$
-        return min(beta3, math.exp(start * end / ((1 - part) * end + part * start))), alpha * part
+        return min(beta3, exp(start * end / ((1 - part) * end + part * start))), alpha * part
 
     def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
         """### One step of one parameter"""

@@ -54,6 +54,7 @@ class ASGD(GenericAdaptiveOptimizer):
 
     sparse_error = "ASGD does not support sparse gradients"
     scalar_state: ClassVar[tuple[str, ...]] = (*GenericAdaptiveOptimizer.scalar_state, "eta", "mu")
+    letters: ClassVar[dict[str, str]] = {"alpha": "a", "ax": r"\bar\theta", "weight_decay": r"\lambda'"}
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class ASGD(GenericAdaptiveOptimizer):
         """### State of a parameter: three numbers and the average"""
         state["step"] = 0
         # $\eta_0 = \alpha$
-        state["eta"] = float(group["lr"])
+        state["eta"] = group["lr"]
         # $\mu_0 = 1$
         state["mu"] = 1.0
         # The first step replaces it.

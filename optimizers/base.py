@@ -19,7 +19,8 @@ A rule overrides two methods:
 * `step_param(state, group, grad, param)` moves the parameter. It may be given a tensor, a list of tensors, or
   a value that only writes down what is done to it. So it must not look at the values of tensors
   (`if grad.sum() > 0`), and it must not write through `grad`. Numbers may be used freely: `state["step"]` is
-  the number $t$, and a learning rate in `group` is a number too.
+  the number $t$, and a learning rate in `group` is a number too. Where they meet operators only (`x ** 0.5`, and the
+  [functions](engines/functions.html) `cos`, `exp` and `log`), the rule's [equations](equations.html) can be read.
 
 The count is the base's: when a rule runs, `state["step"]` is already $t$. (A rule's own
 `state["step"] += 1`, as labml's pages have it, changes nothing.)
@@ -38,6 +39,10 @@ from torch.compiler import is_compiling
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from optimizers.engines.functions import cos as cos
+from optimizers.engines.functions import exp as exp
+from optimizers.engines.functions import float32_product as float32_product
+from optimizers.engines.functions import log as log
 from optimizers.engines.report import Report
 from optimizers.engines.state import adopt_state, check_shapes, new_state
 from optimizers.engines.stepper import Stepper
@@ -91,6 +96,9 @@ class GenericAdaptiveOptimizer(Optimizer):
 
     #: The entries of a state that are not made by `init_state` but by a step. They have the parameter's shape.
     lazy_state: ClassVar[tuple[str, ...]] = ()
+
+    #: The letters that a page's maths has for entries of the state and the group, where they are not the usual ones.
+    letters: ClassVar[dict[str, str]] = {}
 
     #: Switches of a group that were on where a checkpoint does not have them. All others were off.
     absent_switches: ClassVar[dict[str, bool]] = {}

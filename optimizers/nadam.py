@@ -32,13 +32,13 @@ It is often a little faster than Adam in the first thousands of steps, and much 
 
 from __future__ import annotations
 
-from ctypes import c_float
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optimizers.adam import Adam
+from optimizers.base import float32_product
 from optimizers.weight_decay import WeightDecay
 
 
@@ -111,15 +111,15 @@ class NAdam(Adam):
     def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
         """### One step of one parameter"""
         m, v = self.get_mv(state, group, grad)
+        t, lr = state["step"], self.get_lr(state, group)
         # $1 - \beta_2^t$
-        bias_correction2 = 1 - group["betas"][1] ** state["step"]
+        bias_correction2 = 1 - group["betas"][1] ** t
         # $$\sqrt{\hat v_t} + \epsilon$$
         denominator = v.div(bias_correction2).sqrt_().add_(group["eps"])
         # $\mu_t$ and $\mu_{t+1}$
-        mu, mu_next = self.get_momentum(group, state["step"]), self.get_momentum(group, state["step"] + 1)
+        mu, mu_next = self.get_momentum(group, t), self.get_momentum(group, t + 1)
         # $\prod_{i=1}^{t} \mu_i$, of float32 numbers as in torch, so that runs can be handed over
-        mu_product = state["mu_product"] = c_float(state["mu_product"] * c_float(mu).value).value
-        lr = self.get_lr(state, group)
+        mu_product = state["mu_product"] = float32_product(state["mu_product"], mu)
         # $$\theta_t \leftarrow \theta_{t-1} - \alpha \frac{1 - \mu_t}{1 - \prod_{i=1}^{t} \mu_i}
         #   \cdot \frac{g_t}{\sqrt{\hat v_t} + \epsilon}$$
         param.addcdiv_(grad, denominator, value=-lr * (1.0 - mu) / (1.0 - mu_product))

@@ -15,7 +15,7 @@ $$\alpha_t = \alpha \frac{1}{\sqrt{d_{model}}} \min \bigg(\frac{1}{\sqrt t}, \fr
 * $d_{model}$ is `d_model`, the width of the model: wider models take smaller steps.
 * $\alpha$ is `lr`. It scales the whole, and is $1$ in the paper. It is *not* the size of a step.
 
-![Learning rates by step](schedules.png)
+![Learning rates by step](schedules.svg)
 
 There is no end to choose, so a run may be prolonged. For a run of known length
 [a cosine](adam_warmup_cosine_decay.html) usually ends a little lower. The paper takes `betas=(0.9, 0.98)`, `eps=1e-9`.

@@ -36,6 +36,8 @@ defaults) the step is that of momentum alone, $\alpha\, \hat m_t$; or none, with
 
 With $\beta_2 = 0.999$ this acts like a warm-up over some thousand steps that nobody had to choose. It is a good default
 where Adam diverges early; where a schedule with a warm-up is in place already, there is nothing to gain.
+
+![Rectification by step](rectification.svg)
 """
 
 from __future__ import annotations

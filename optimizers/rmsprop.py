@@ -33,7 +33,7 @@ and corrected averages, is nearly always the better first choice.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class RMSprop(GenericAdaptiveOptimizer):
     """
 
     sparse_error = "RMSprop does not support sparse gradients"
+    letters: ClassVar[dict[str, str]] = {"alpha": r"\rho"}
 
     def __init__(
         self,

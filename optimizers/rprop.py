@@ -32,7 +32,7 @@ done, and with `lr=0` the steps are $\eta_{min}$ long.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,14 @@ class Rprop(GenericAdaptiveOptimizer):
     """
 
     sparse_error = "Rprop does not support sparse gradients"
+    letters: ClassVar[dict[str, str]] = {
+        "eta1": r"\eta^-",
+        "eta2": r"\eta^+",
+        "step_size1": r"\eta_{min}",
+        "step_size2": r"\eta_{max}",
+        "step_size": r"\eta",
+        "prev": r"\tilde g",
+    }
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ convex problems). It needs the least memory, none without momentum. Sparse gradi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -66,6 +66,7 @@ class SGD(GenericAdaptiveOptimizer):
 
     sparse_error = None
     lazy_state = ("momentum_buffer",)
+    letters: ClassVar[dict[str, str]] = {"momentum_buffer": "v"}
 
     def __init__(
         self,

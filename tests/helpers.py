@@ -19,6 +19,11 @@ def params(shapes=SHAPES, dtype=torch.float64, seed=1):
     return [d.to(dtype).requires_grad_() for d in drawn]
 
 
+def params_for(rule, shapes=SHAPES, dtype=torch.float64, seed=1):
+    """The same, in the shapes that a rule takes."""
+    return params([rule.shape(s) for s in shapes], dtype, seed)
+
+
 def gradients(like, steps, seed=2):
     """For each step a gradient for each of `like`, of sizes between 0.01 and 10."""
     scales = (1.0, 0.01, 10.0, 0.3)

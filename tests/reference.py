@@ -352,3 +352,63 @@ def sophia(theta, grads, *, lr=1e-4, betas=(0.9, 0.95), eps=1e-12, rho=0.03, wei
         theta = theta - lr / rho * np.clip(m / (0 + eps), -rho, rho)
         path.append(theta)
     return path
+
+
+def best_quintics(turns):
+    """
+    Amsel et al. 2025, Algorithm 1: for each turn the odd polynomial of degree 5 that is nearest to 1 wherever singular
+    values, from 0.001 on at first, may lie by then. No interval is taken to begin below a share of its end, the paper's
+    cushion, and all turns but those at the limit are damped by its safety factor.
+    """
+    low, high = 1e-3, 1.0
+    for turn in range(turns):
+        if turn >= 7:
+            yield 15 / 8, -10 / 8, 3 / 8
+            continue
+        # Remez: the error is the same at the ends and at the turning points between them, with signs in turn.
+        x = np.linspace(max(low, 0.02407327424182761 * high), high, 4)
+        for _ in range(30):
+            a, b, c, _ = np.linalg.solve(np.column_stack([x, x**3, x**5, [1, -1, 1, -1]]), np.ones(4))
+            x[1:3] = np.sqrt(np.sort(np.roots([5 * c, 3 * b, a])))
+        # Without the cushion the least value would be as far below 1 as the largest is above.
+        at_low, at_high = (a * end + b * end**3 + c * end**5 for end in (low, high))
+        middle = (at_low + at_high) / 2
+        low, high = at_low / middle, at_high / middle
+        yield a / middle / 1.01, b / middle / 1.01**3, c / middle / 1.01**5
+
+
+def muon(
+    theta,
+    grads,
+    *,
+    lr=1e-3,
+    weight_decay=0.1,
+    momentum=0.95,
+    nesterov=True,
+    ns_coefficients=(3.4445, -4.775, 2.0315),
+    eps=1e-7,
+    ns_steps=5,
+    adjust_lr_fn="original",
+    polar_express=False,
+    decay=DECOUPLED,
+):
+    """
+    Jordan's post of 2024, its products of matrices written as what they do to the singular values; the scale of Liu et
+    al. 2025, section 2.2, as `match_rms_adamw`.
+    """
+    rows, columns = theta.shape
+    scale = 0.2 * max(rows, columns) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1, rows / columns) ** 0.5
+    turns = list(best_quintics(ns_steps)) if polar_express else [ns_coefficients] * ns_steps
+    m = np.zeros_like(theta)
+    path = []
+    for g in grads:
+        theta, g = _decay(theta, g, lr, weight_decay, decay)
+        m = momentum * m + (1 - momentum) * g
+        direction = momentum * m + (1 - momentum) * g if nesterov else m
+        u, x, v = np.linalg.svd(direction, full_matrices=False)
+        x = x / max(np.linalg.norm(direction), eps) / (1.01 if polar_express else 1)
+        for a, b, c in turns:
+            x = a * x + b * x**3 + c * x**5
+        theta = theta - lr * scale * (u * x) @ v
+        path.append(theta)
+    return path

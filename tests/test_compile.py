@@ -57,7 +57,7 @@ def _method(model, optimizer, x, compiled):
 def _losses(rule, make, compiled, lr):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
-    optimizer = rule.build(model.parameters(), "default")
+    optimizer = rule.build(rule.parameters(model), "default")
     if lr == "tensor":
         optimizer.param_groups[0]["lr"] = torch.tensor(optimizer.param_groups[0]["lr"])
     train = make(model, optimizer, torch.randn(8, 4), compiled)

@@ -25,8 +25,10 @@ pytestmark = [
     # Lightning 2.6 uses torch's pytree in a way of yesterday.
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
 ]
-all_classes = pytest.mark.parametrize("rule", CLASSES, ids=str)
-with_twins = pytest.mark.parametrize("rule", [rule for rule in CLASSES if rule.twin], ids=str)
+# Whole networks are trained here, which are not matrices alone.
+FOR_NETWORKS = [rule for rule in CLASSES if not rule.matrices]
+all_classes = pytest.mark.parametrize("rule", FOR_NETWORKS, ids=str)
+with_twins = pytest.mark.parametrize("rule", [rule for rule in FOR_NETWORKS if rule.twin], ids=str)
 exact_and_chosen = pytest.mark.parametrize("reader", ["single", "default"])
 # A scheduler wants to come after a step, also where the scaler has left the step out.
 first_steps_may_overflow = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

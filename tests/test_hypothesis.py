@@ -34,15 +34,12 @@ def lay(value, layout):
 
 
 @st.composite
-def models(draw):
-    """Parameters as (shape, layout, layout of gradient, dtype, steps with a gradient, group)."""
-    return draw(
-        st.lists(
-            st.tuples(shapes, layouts, layouts, dtypes, st.sets(st.integers(0, STEPS - 1)), st.integers(0, 2)),
-            min_size=1,
-            max_size=5,
-        )
-    )
+def runs(draw, rules):
+    """A rule, and parameters for it as (shape, layout, layout of gradient, dtype, steps with a gradient, group)."""
+    rule = draw(st.sampled_from(rules))
+    own = shapes.map(rule.shape), layouts, layouts, dtypes.filter(rule.takes)
+    present, group = st.sets(st.integers(0, STEPS - 1)), st.integers(0, 2)
+    return rule, draw(st.lists(st.tuples(*own, present, group), min_size=1, max_size=5))
 
 
 def build(model, make, weight_decay=0.05):
@@ -66,9 +63,18 @@ def train(model, ps, optimizer, steps=range(STEPS)):
         optimizer.step()
 
 
+def by_kind(rules):
+    """Tests with rules of either kind, so that the few for matrices are not lost among the others."""
+    kinds = {"elementwise": [r for r in rules if not r.matrices], "matrices": [r for r in rules if r.matrices]}
+    kinds = {kind: members for kind, members in kinds.items() if members}
+    return pytest.mark.parametrize("rules", kinds.values(), ids=kinds)
+
+
 @pytest.mark.parametrize("reader", UNDEMANDING)
-@given(rule=st.sampled_from(TWINS), model=models())
-def test_any_model_trains_as_with_torchs_for_loop(reader, rule, model):
+@by_kind(TWINS)
+@given(data=st.data())
+def test_any_model_trains_as_with_torchs_for_loop(reader, rules, data):
+    rule, model = data.draw(runs(rules))
     # torch's Rprop has no decay; it does not look at that of a group.
     weight_decay = 0.0 if rule.cls is Rprop else 0.05
     ours, optimizer = build(model, lambda groups: rule.build(groups, reader), weight_decay)
@@ -92,8 +98,10 @@ def test_any_model_trains_as_with_torchs_for_loop(reader, rule, model):
 
 
 @pytest.mark.parametrize("reader", UNDEMANDING)
-@given(rule=st.sampled_from(RULES), model=models())
-def test_any_model_trains_as_its_parameters_do_alone(reader, rule, model):
+@by_kind(RULES)
+@given(data=st.data())
+def test_any_model_trains_as_its_parameters_do_alone(reader, rules, data):
+    rule, model = data.draw(runs(rules))
     together, optimizer = build(model, lambda groups: rule.build(groups, reader))
     train(model, together, optimizer)
     for i, row in enumerate(model):
@@ -109,8 +117,10 @@ def test_any_model_trains_as_its_parameters_do_alone(reader, rule, model):
 
 
 @pytest.mark.parametrize("reader", UNDEMANDING)
-@given(rule=st.sampled_from(RULES), model=models(), pause=st.integers(0, STEPS))
-def test_any_model_resumes_bitwise_from_a_checkpoint_at_any_step(reader, rule, model, pause):
+@by_kind(RULES)
+@given(data=st.data(), pause=st.integers(0, STEPS))
+def test_any_model_resumes_bitwise_from_a_checkpoint_at_any_step(reader, rules, data, pause):
+    rule, model = data.draw(runs(rules))
     ps, optimizer = build(model, lambda groups: rule.build(groups, reader))
     train(model, ps, optimizer, range(pause))
     resumed, fresh = build(model, lambda groups: rule.build(groups, reader))

@@ -1,74 +1,40 @@
-"""Muon: as torch's, orthogonal, for matrices only, and honest about why no kernel takes it."""
+"""Muon: its iteration to all digits, orthogonal, for matrices only, and honest about why no kernel takes it."""
 
 import copy
-import io
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from optimizers import Adam, Muon, WeightDecay, check_optimizer
-from tests import helpers
-from tests.helpers import same
+from optimizers import Adam, Muon
+from optimizers.muon import _polar_express
+from tests import helpers, reference
+from tests.rules import RULES
 
 SHAPES = [(6, 4), (4, 9), (5, 5), (1, 3), (70, 8)]
-OPTIONS = [
-    {},
-    {"nesterov": False, "lr": 0.02},
-    {"adjust_lr_fn": "original", "momentum": 0.5, "weight_decay": 0.0},
-    {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
-    {"ns_coefficients": (2.0, -1.5, 0.5), "eps": 1e-3, "ns_steps": 12},
-]
-has_twin = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 
 
-@has_twin
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_moves_bitwise_as_torchs(options, dtype):
-    ours, theirs = helpers.params(SHAPES, dtype), helpers.params(SHAPES, dtype)
-    rows = helpers.gradients(ours, 20)
-    mine = helpers.run(Muon(ours, **options), ours, rows)
-    twin = helpers.run(torch.optim.Muon(theirs, **options), theirs, rows)
-    assert same(helpers.values(ours), helpers.values(theirs))
-    for p, q in zip(ours, theirs, strict=True):
-        assert same(mine.state[p]["momentum_buffer"], twin.state[q]["momentum_buffer"])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.cls is Muon], ids=str)
+def test_movement_without_the_rounding_to_bfloat16_is_that_of_the_formula_to_all_digits(rule, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
+    ps = helpers.params(SHAPES)
+    rows = helpers.gradients(ps, 12)
+    start = helpers.values(ps)
+    helpers.run(rule.build(ps), ps, rows)
+    for i, (p, s) in enumerate(zip(ps, start, strict=True)):
+        want = rule.reference(s.numpy(), [row[i].numpy() for row in rows])[-1]
+        assert np.abs(p.detach().numpy() - want).max() <= 1e-12 * np.abs(want - s.numpy()).max()
 
 
-@has_twin
-@pytest.mark.parametrize("direction", ["torch-to-ours", "ours-to-torch"])
-def test_checkpoint_crosses_over_and_training_goes_on(direction):
-    ps, uninterrupted = helpers.params(SHAPES), helpers.params(SHAPES)
-    rows = helpers.gradients(ps, 10)
-    helpers.run(torch.optim.Muon(uninterrupted, weight_decay=0.3), uninterrupted, rows)
-    before, after = [torch.optim.Muon, Muon][:: 1 if direction == "torch-to-ours" else -1]
-    optimizer = helpers.run(before(ps, weight_decay=0.3), ps, rows[:5])
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    ps = helpers.copies(ps)
-    resumed = after(ps)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    helpers.run(resumed, ps, rows[5:])
-    assert same(helpers.values(ps), helpers.values(uninterrupted))
-
-
-@has_twin
-@pytest.mark.parametrize(
-    "bad", [{"lr": -1.0}, {"momentum": -0.1}, {"weight_decay": -0.1}, {"adjust_lr_fn": "none"}], ids=str
-)
-def test_bad_argument_is_refused_in_torchs_words(bad):
-    with pytest.raises(ValueError) as want:
-        torch.optim.Muon(helpers.params(SHAPES), **bad)
-    with pytest.raises(ValueError) as got:
-        Muon(helpers.params(SHAPES), **bad)
-    assert str(got.value) == str(want.value)
+@pytest.mark.parametrize("turns", [1, 5, 9])
+def test_coefficients_of_polar_express_are_the_best_as_its_paper_derives_them(turns):
+    for got, want in zip(_polar_express(turns), reference.best_quintics(turns), strict=True):
+        assert got == pytest.approx(want, rel=1e-10)
 
 
 def singular_values(polar_express, turns, smallest=1e-3):
-    """What becomes of singular values from `smallest` to 1, in float32, so that rounding does not blur it."""
-    from optimizers.muon import _polar_express
-
+    """What becomes of singular values from `smallest` to 1, in float64, so that rounding does not blur it."""
     x = torch.logspace(torch.log10(torch.tensor(smallest)).item(), 0, 500, dtype=torch.float64)
     quintic = [(3.4445, -4.775, 2.0315)] * turns
     for a, b, c in _polar_express(turns) if polar_express else quintic:
@@ -131,23 +97,6 @@ def test_readers_say_why_they_do_not_take_it():
     assert "muon.py" in entry.reason
     with pytest.raises(RuntimeError, match=r"fused=True can't be had: .*muon\.py"):
         helpers.run(Muon(ps, fused=True), ps, helpers.gradients(ps, 1))
-
-
-def test_passes_the_check_for_matrices():
-    dtypes = (torch.float64, torch.float32, torch.bfloat16)
-    for options in ({}, {"polar_express": True, "weight_decay": WeightDecay(0.1, absolute=True)}):
-        assert check_optimizer(Muon, shapes=((4, 3), (5, 5), (2, 7)), dtypes=dtypes, **options).lines
-
-
-def test_half_precision_momentum_is_not_overwritten_by_the_iteration():
-    ps = helpers.params(SHAPES, torch.bfloat16)
-    rows = helpers.gradients(ps, 3)
-    optimizer = helpers.run(Muon(ps, nesterov=False), ps, rows)
-    for p, *grads in zip(ps, *rows, strict=True):
-        momentum = torch.zeros_like(p, requires_grad=False)
-        for grad in grads:
-            momentum = momentum.float().lerp(grad.float(), 1 - 0.95).bfloat16()
-        assert same(optimizer.state[p]["momentum_buffer"], momentum)
 
 
 def test_trains_beside_adamw_on_one_network():

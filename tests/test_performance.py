@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import sys
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
@@ -13,6 +15,7 @@ import torch
 from optimizers.experiments import performance as job
 from optimizers.experiments.columns import Contest, make_columns, pairs, renew
 from optimizers.experiments.first_step import first_steps, time_steps
+from optimizers.experiments.page import page_text
 from optimizers.experiments.streaming import Stream
 from optimizers.experiments.timing import MIN_ROUNDS, Column, measure
 from optimizers.experiments.workloads import Workload, gpt2, resnet50, workloads
@@ -107,6 +110,39 @@ def test_a_picture_can_be_drawn_of_rows_with_missing_columns(tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
 
+# The page
+
+
+def test_the_page_has_what_was_measured_and_nothing_else(capsys, tmp_path):
+    path = tmp_path / "speed.md"
+    arguments = ["--rows", "1x128", "--seconds", "0.1", "--page", str(path)]
+    assert job.main(arguments) == 0
+    text, printed = path.read_text(encoding="utf-8"), capsys.readouterr().out
+    assert re.findall("^## (.*)$", text, re.M)[1:4] == ["Adam", "RMSprop", "SGD (momentum=0.9)"]
+    tables = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(tables) == 3 * 3
+    assert all(line in text for line in tables)
+    assert text.count(shlex.join(["python", "-m", "optimizers.experiments.performance", *arguments])) == 2
+    assert all(f"- {line}" in text for line in printed.splitlines()[:2])
+    assert "first process, cache empty" in text
+    prose = re.sub(r"^(```.*?^```|\|.*?)$", "", text, flags=re.M | re.S)
+    assert max(map(len, prose.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(("load", "warns"), [(0.1, False), (3.0, True)])
+def test_the_page_says_if_the_machine_was_busy(load, warns):
+    assert ("busy" in page_text("command", ["a machine"], load, 1.0, workloads(), [], [])) == warns
+
+
+def test_the_spread_of_a_ratio_names_its_rows():
+    table = job.Table(["torch fused", "ours fused", "limit"])
+    assert table.spread() == []
+    for row, ours in {"a": 10.0, "b": 20.0, "c": 15.0}.items():
+        table.line(row, {"torch fused": 30.0, "ours fused": ours, "limit": 5.0})
+    table.line("d", {"torch fused": 30.0})
+    assert table.spread() == ["`vs torch fused`: from 1.50x (b) to 3.00x (a)", "`of limit`: from 0.25 (b) to 0.50 (a)"]
+
+
 # What is refused
 
 
@@ -127,6 +163,9 @@ def test_a_rule_that_torch_has_not_is_refused_with_those_it_has(capsys):
         (["--threads", "0"], "must be positive"),
         (["--plot", "speed.pdf"], "must end in .png"),
         (["--plot", "no/such/folder/speed.png"], "there is no folder"),
+        (["--page", "speed.html"], "must end in .md"),
+        (["--page", "no/such/folder/speed.md"], "there is no folder"),
+        (["--page", "speed.md", "--optimizer", "SGD"], "takes no --optimizer"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_measured(arguments, words, capsys):

@@ -416,6 +416,35 @@ def test_mask_kept_in_the_state_serves_later_steps(reader):
     assert torch.equal(mask.bool(), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reader", ["foreach", "fused"])
+def test_comparison_becomes_a_number_of_the_dtype_of_the_parameter(reader, dtype):
+    class Halved(GenericAdaptiveOptimizer):
+        def step_param(self, state, group, grad, param):
+            param.sub_((param > 0).to(param.dtype) * 0.5 * grad)
+
+    def path(reader):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 9, dtype=dtype))
+        p.grad = torch.linspace(0.7, -0.3, 9, dtype=dtype)
+        optimizer = Halved([p], READERS[reader], lr=1.0)
+        optimizer.step()
+        assert optimizer.explain().entries[0].reader == reader
+        return p.detach()
+
+    assert same(path(reader), path("single"))
+
+
+def test_rule_that_looks_at_the_dtype_is_refused_with_the_reason():
+    class Choosy(GenericAdaptiveOptimizer):
+        def step_param(self, state, group, grad, param):
+            param.sub_(grad if param.dtype == torch.float32 else -grad)
+
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    with pytest.raises(RuntimeError, match="the dtype of a tensor is looked at.*read once for all dtypes"):
+        Choosy([p], READERS["fused"], lr=1.0).step()
+
+
 # ## The three vocabularies
 
 
@@ -454,7 +483,7 @@ def test_table_of_this_file_has_every_word():
     aliases = {"float", "double", "half", "bfloat16", "to"}
     source = inspect.getsource(inspect.getmodule(test_table_of_this_file_has_every_word)).split("class EveryWord")[0]
     missing = {n for n in public(Recorded) - aliases - {"id", "item", "tolist"} if f".{n}(" not in source}
-    assert missing - {"data", "is_sparse"} == set()
+    assert missing - {"data", "dtype", "is_sparse"} == set()
 
 
 # ## The tape

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler as schedules
 from optimizers import SGD, Adam, release_gradients
 from optimizers.experiments import memory
 from tests.helpers import same, same_state, values
-from tests.rules import CLASSES, READERS
+from tests.rules import CLASSES, READERS, pairs
 
 all_classes = pytest.mark.parametrize("rule", CLASSES, ids=str)
 SHAPES = [(4, 8), (8, 8), (8, 2)]
@@ -33,33 +33,32 @@ def train(model, optimizer, steps=range(6), schedule=None):
     return values(model.parameters())
 
 
-@pytest.mark.parametrize("reader", [*READERS, "default"])
-@all_classes
+@pytest.mark.parametrize(("rule", "reader"), pairs(CLASSES, [*READERS, "default"]), ids=str)
 def test_released_gradients_move_parameters_as_gradients_that_stay(rule, reader):
     usual, released = network(), network()
-    expected, optimizer = rule.build(usual.parameters(), reader), rule.build(released.parameters(), reader)
+    expected, optimizer = rule.build(rule.parameters(usual), reader), rule.build(rule.parameters(released), reader)
     release_gradients(optimizer)
     want = train(usual, expected)
     assert same(train(released, optimizer), want)
     assert same_state(optimizer, expected)
-    assert all(p.grad is None for p in released.parameters())
+    assert all(p.grad is None for p in rule.parameters(released))
 
 
 @all_classes
 def test_one_optimizer_for_each_parameter_steps_in_its_hook(rule):
     usual, apart = network(), network()
-    optimizers = {p: rule.build([p], "default") for p in apart.parameters()}
+    optimizers = {p: rule.build([p], "default") for p in rule.parameters(apart)}
 
     def step(param):
         optimizers[param].step()
         optimizers[param].zero_grad()
 
-    for param in apart.parameters():
+    for param in optimizers:
         param.register_post_accumulate_grad_hook(step)
     for seed in range(3):
         model_input = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
         apart(model_input).square().mean().backward()
-    assert same(values(apart.parameters()), train(usual, rule.build(usual.parameters(), "default"), range(3)))
+    assert same(values(apart.parameters()), train(usual, rule.build(rule.parameters(usual), "default"), range(3)))
 
 
 def test_one_gradient_is_there_at_a_time():
@@ -91,13 +90,13 @@ def test_schedule_and_edited_groups_act_on_released_steps():
 @all_classes
 def test_checkpoint_loaded_into_a_released_optimizer_continues_bitwise(rule):
     usual = network()
-    expected = rule.build(usual.parameters(), "default")
+    expected = rule.build(rule.parameters(usual), "default")
     train(usual, expected, range(3))
     file = io.BytesIO()
     torch.save(expected.state_dict(), file)
     file.seek(0)
     released = copy.deepcopy(usual)
-    optimizer = rule.build(released.parameters(), "default")
+    optimizer = rule.build(rule.parameters(released), "default")
     release_gradients(optimizer)
     # Some steps of its own, that the checkpoint makes forgotten.
     train(released, optimizer, range(2))

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from optimizers import ASGD, SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RMSprop, Rprop
 from tests import helpers
 from tests.helpers import same
-from tests.rules import BY_NAME, CLASS_TWINS, READERS, TWINS, UNDEMANDING
+from tests.rules import CLASS_TWINS, READERS, TWINS, UNDEMANDING, pairs
 
 PAIRS = [(rule.cls, rule.twin) for rule in CLASS_TWINS if rule.cls.__name__ == rule.twin.__name__]
 
@@ -26,6 +26,9 @@ all_twins = pytest.mark.parametrize("rule", TWINS, ids=str)
 all_classes = pytest.mark.parametrize("rule", CLASS_TWINS, ids=str)
 all_readers = pytest.mark.parametrize("reader", READERS)
 undemanding_readers = pytest.mark.parametrize("reader", UNDEMANDING)
+twins_by_all_readers = pytest.mark.parametrize(("rule", "reader"), pairs(TWINS), ids=str)
+classes_by_all_readers = pytest.mark.parametrize(("rule", "reader"), pairs(CLASS_TWINS), ids=str)
+classes_by_undemanding_readers = pytest.mark.parametrize(("rule", "reader"), pairs(CLASS_TWINS, UNDEMANDING), ids=str)
 all_pairs = pytest.mark.parametrize(
     ("ours", "theirs"), PAIRS, ids=lambda c: f"{c.__module__.split('.')[0]}-{c.__name__}"
 )
@@ -34,11 +37,10 @@ all_pairs = pytest.mark.parametrize(
 # ## Results
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_a_hundred_steps_equal_torchs(rule, reader, dtype):
-    ours, theirs = helpers.params(dtype=dtype), helpers.params(dtype=dtype)
+    ours, theirs = helpers.params_for(rule, dtype=dtype), helpers.params_for(rule, dtype=dtype)
     start, rows = helpers.values(ours), helpers.gradients(ours, 100)
     optimizer = helpers.run(rule.build(ours, reader), ours, rows)
     twin = helpers.run(rule.build_twin(theirs), theirs, rows)
@@ -54,23 +56,22 @@ def test_a_hundred_steps_equal_torchs(rule, reader, dtype):
 @all_twins
 def test_default_reader_equals_torch_too(rule):
     """With no reader asked for, as nearly everyone uses it: whatever is chosen keeps within the bound."""
-    ours, theirs = helpers.params(dtype=torch.float32), helpers.params(dtype=torch.float32)
+    ours, theirs = helpers.params_for(rule, dtype=torch.float32), helpers.params_for(rule, dtype=torch.float32)
     start, rows = helpers.values(ours), helpers.gradients(ours, 20)
     helpers.run(rule.cls(ours, **rule.kwargs), ours, rows)
     helpers.run(rule.build_twin(theirs), theirs, rows)
     helpers.assert_within(40, ours, theirs, start)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 def test_training_a_network_equals_torchs(rule, reader):
     nets = []
     for _ in range(2):
         torch.manual_seed(3)
         nets.append(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double())
     x, y = torch.randn(16, 4, dtype=torch.float64), torch.randn(16, 1, dtype=torch.float64)
-    ours = rule.build(nets[0].parameters(), reader)
-    theirs = rule.build_twin(nets[1].parameters())
+    ours = rule.build(rule.parameters(nets[0]), reader)
+    theirs = rule.build_twin(rule.parameters(nets[1]))
     start = helpers.values(nets[0].parameters())
     for net, optimizer in zip(nets, (ours, theirs), strict=True):
         for _ in range(20):
@@ -85,8 +86,7 @@ def test_training_a_network_equals_torchs(rule, reader):
         helpers.assert_within(1e4, got, want, start)
 
 
-@all_readers
-@all_twins
+@pytest.mark.parametrize(("rule", "reader"), pairs(rule for rule in TWINS if rule.takes(torch.complex64)), ids=str)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=["complex64", "complex128"])
 def test_complex_parameters_move_as_torchs(rule, reader, dtype):
     ours, theirs = helpers.params(dtype=dtype), helpers.params(dtype=dtype)
@@ -97,10 +97,9 @@ def test_complex_parameters_move_as_torchs(rule, reader, dtype):
     helpers.assert_within(20 if reader == "single" else 40, ours, theirs, start)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 def test_missing_gradients_are_treated_as_torchs(rule, reader):
-    ours, theirs = helpers.params(), helpers.params()
+    ours, theirs = helpers.params_for(rule), helpers.params_for(rule)
     start = helpers.values(ours)
     rows = [
         [g if (step + i) % 3 else None for i, g in enumerate(row)]
@@ -115,11 +114,10 @@ def test_missing_gradients_are_treated_as_torchs(rule, reader):
             assert same(optimizer.state[p]["step"], twin.state[q]["step"])
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
 def test_nan_and_infinity_in_a_gradient_spread_as_in_torch(rule, reader, bad):
-    ours, theirs = helpers.params([(9,)]), helpers.params([(9,)])
+    ours, theirs = helpers.params_for(rule, [(9,)]), helpers.params_for(rule, [(9,)])
     rows = helpers.gradients(ours, 4)
     rows[1][0][3] = bad
     rows[1][0][4] = -bad
@@ -128,10 +126,9 @@ def test_nan_and_infinity_in_a_gradient_spread_as_in_torch(rule, reader, bad):
     torch.testing.assert_close(ours[0], theirs[0], equal_nan=True, rtol=1e-14, atol=1e-14)
 
 
-@undemanding_readers
-@all_classes
+@classes_by_undemanding_readers
 def test_duplicate_parameter_in_a_group_is_warned_of_and_steps_as_in_torch(rule, reader):
-    ours, theirs = helpers.params([(3,), (2,)]), helpers.params([(3,), (2,)])
+    ours, theirs = helpers.params_for(rule, [(3,), (2,)]), helpers.params_for(rule, [(3,), (2,)])
     start, rows = helpers.values(ours), helpers.gradients(ours, 3)
     with pytest.warns(UserWarning, match="duplicate parameters") as warned:
         optimizer = rule.build([ours[0], ours[1], ours[0]], reader)
@@ -154,12 +151,13 @@ def test_signature_begins_with_torchs_and_ours_follow_by_keyword_only(ours, thei
     got, want = described(ours), described(theirs)
     assert got[: len(want)] == want
     assert len(got) > len(want)
-    assert all(kind is inspect.Parameter.KEYWORD_ONLY for _, kind, _ in got[len(want) :])
+    by_keyword = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+    assert all(kind in by_keyword for _, kind, _ in got[len(want) :])
 
 
 @all_twins
 def test_groups_and_defaults_have_torchs_keys_and_values(rule):
-    ours, theirs = rule.build(helpers.params()), rule.build_twin(helpers.params())
+    ours, theirs = rule.build(helpers.params_for(rule)), rule.build_twin(helpers.params_for(rule))
     loop = {"foreach": False, "fused": False}
     for got, want in [(ours.defaults, theirs.defaults), (ours.param_groups[0], theirs.param_groups[0])]:
         want = {**want, **loop} if "fused" in got else want
@@ -167,10 +165,9 @@ def test_groups_and_defaults_have_torchs_keys_and_values(rule):
     assert isinstance(ours, torch.optim.Optimizer)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 def test_state_has_torchs_names_shapes_and_dtypes(rule, reader):
-    ours, theirs = helpers.params(dtype=torch.float32), helpers.params(dtype=torch.float32)
+    ours, theirs = helpers.params_for(rule, dtype=torch.float32), helpers.params_for(rule, dtype=torch.float32)
     got = helpers.run(rule.build(ours, reader), ours, helpers.gradients(ours, 2)).state_dict()["state"]
     want = helpers.run(rule.build_twin(theirs), theirs, helpers.gradients(ours, 2)).state_dict()["state"]
 
@@ -181,7 +178,7 @@ def test_state_has_torchs_names_shapes_and_dtypes(rule, reader):
 
 
 def _p():
-    return [torch.nn.Parameter(torch.ones(2))]
+    return [torch.nn.Parameter(torch.ones(2, 1))]
 
 
 def _two():
@@ -224,12 +221,26 @@ _OWN_ERRORS = {
     "Rprop": [{"etas": (0.0, 1.2)}, {"etas": (0.5, 1.0)}, {"etas": (1.5, 0.5)}],
     "ASGD": [],
     "RAdam": [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}],
+    "Muon": [{"momentum": -0.1}, {"momentum": NAN}, {"weight_decay": NAN}, {"adjust_lr_fn": "none"}],
 }
+
+
+def _refuses(cls, bad):
+    """Does torch's class have these arguments and refuse them? Some let a NaN pass."""
+    if not set(bad) <= set(inspect.signature(cls).parameters):
+        return False
+    try:
+        cls(_p(), **bad)
+    except Exception:
+        return True
+    return False
+
+
 _ERRORS = [
     (ours, theirs, bad)
     for ours, theirs in PAIRS
     for bad in [*_COMMON_ERRORS, *_OWN_ERRORS[ours.__name__]]
-    if set(bad) <= set(inspect.signature(theirs).parameters) and not (ours is SGD and bad.get("lr") is NAN)
+    if _refuses(theirs, bad)
 ]
 
 
@@ -250,7 +261,7 @@ def test_bad_argument_is_refused_in_torchs_words(ours, theirs, bad):
 def test_nan_is_refused_also_where_torch_lets_it_pass(ours, theirs, key):
     if key not in inspect.signature(ours).parameters:
         pytest.skip("not an argument of this class")
-    with pytest.raises(ValueError, match=r"^Invalid .*nan$"):
+    with pytest.raises(ValueError, match=r"nan$"):
         ours(_p(), **{key: NAN})
 
 
@@ -320,11 +331,10 @@ def test_group_is_checked_for_the_rules_own_hyper_parameters(cls, bad):
         cls([{"params": _p(), **bad}])
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 @pytest.mark.parametrize("cause", ["lr", "duplicate", "not-a-tensor", "no-params", "not-a-dict"])
 def test_failed_add_param_group_leaves_the_optimizer_as_it_was(rule, reader, cause):
-    ps = helpers.params()
+    ps = helpers.params_for(rule)
     rows = helpers.gradients(ps, 3)
     optimizer = helpers.run(rule.build(ps, reader), ps, rows[:1])
     before = copy.deepcopy(optimizer.state_dict())
@@ -342,14 +352,14 @@ def test_failed_add_param_group_leaves_the_optimizer_as_it_was(rule, reader, cau
     assert len(optimizer.param_groups) == 1
     assert optimizer.state_dict()["param_groups"] == before["param_groups"]
     helpers.run(optimizer, ps, rows[1:])
-    undisturbed = helpers.params()
+    undisturbed = helpers.params_for(rule)
     helpers.run(rule.build(undisturbed, reader), undisturbed, rows)
     assert same(helpers.values(ps), helpers.values(undisturbed))
 
 
 @all_classes
 def test_the_callers_dictionaries_are_not_changed(rule):
-    ps = helpers.params()
+    ps = helpers.params_for(rule)
     extra = {"note": 1}
     group = {"params": (p for p in ps[:1]), "lr": 0.1}
     late = {"params": ps[1], "lr": 0.2}
@@ -370,10 +380,9 @@ def test_betas_given_as_a_list_become_a_pair_and_the_list_stays():
     assert betas == [0.8, 0.9]
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 def test_named_parameters_keep_their_names_and_train_the_same(rule, reader):
-    plain, named, theirs = helpers.params(), helpers.params(), helpers.params()
+    plain, named, theirs = helpers.params_for(rule), helpers.params_for(rule), helpers.params_for(rule)
     rows = helpers.gradients(plain, 4)
     names = [f"layer.{i}" for i in range(len(named))]
     optimizer = rule.build(list(zip(names, named, strict=True)), reader)
@@ -465,11 +474,10 @@ def test_sparse_embedding_trains_beside_dense_layers_as_with_torch(reader, ours,
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
 
 
-@all_readers
-@pytest.mark.parametrize("name", [rule.name for rule in CLASS_TWINS if rule.cls.sparse_error])
-def test_sparse_gradient_is_refused_in_torchs_words_before_anything_moves(reader, name):
-    rule = BY_NAME[name]
-    ours, theirs = helpers.params([(4,), (5, 2), (3,)]), helpers.params([(4,), (5, 2), (3,)])
+@pytest.mark.parametrize(("rule", "reader"), pairs(rule for rule in CLASS_TWINS if rule.cls.sparse_error), ids=str)
+def test_sparse_gradient_is_refused_in_torchs_words_before_anything_moves(rule, reader):
+    shapes = [(4,), (5, 2), (3,)]
+    ours, theirs = helpers.params_for(rule, shapes), helpers.params_for(rule, shapes)
     rows = helpers.gradients(ours, 3)
     optimizer = rule.build([{"params": ours[:1]}, {"params": ours[1:]}], reader)
     helpers.run(optimizer, ours, rows[:2])
@@ -488,7 +496,7 @@ def test_sparse_gradient_is_refused_in_torchs_words_before_anything_moves(reader
         assert all(same(optimizer.state_dict()["state"][i][k], v) for k, v in expected.items())
     ours[1].grad = rows[2][1].clone()
     optimizer.step()
-    untroubled = helpers.params([(4,), (5, 2), (3,)])
+    untroubled = helpers.params_for(rule, shapes)
     helpers.run(rule.build(untroubled, reader), untroubled, rows)
     assert same(helpers.values(ours), helpers.values(untroubled))
 
@@ -503,12 +511,11 @@ def _through_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 @pytest.mark.parametrize("direction", ["torch-to-ours", "ours-to-torch", "there-and-back"])
 def test_checkpoint_crosses_over_and_training_goes_on(rule, reader, direction):
     # In float64 torch's own NAdam does not go on as before: loading turns its product into a float64 number.
-    ps, uninterrupted = helpers.params(dtype=torch.float32), helpers.params(dtype=torch.float32)
+    ps, uninterrupted = helpers.params_for(rule, dtype=torch.float32), helpers.params_for(rule, dtype=torch.float32)
     start, rows = helpers.values(ps), helpers.gradients(ps, 12)
     rows = [[None if (i, t) == (1, 3) else g for i, g in enumerate(row)] for t, row in enumerate(rows)]
     helpers.run(rule.build_twin(uninterrupted), uninterrupted, rows)
@@ -539,14 +546,13 @@ def test_checkpoint_crosses_over_and_training_goes_on(rule, reader, direction):
 
 
 def _after_some_steps(rule, reader, steps=3):
-    ps = helpers.params()
+    ps = helpers.params_for(rule)
     rows = helpers.gradients(ps, steps + 3)
     optimizer = helpers.run(rule.build(ps, reader), ps, rows[:steps])
     return ps, rows[steps:], optimizer
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 @pytest.mark.parametrize(
     "count", [int, float, lambda s: s.double(), lambda s: s.view(1)], ids=["int", "float", "f64", "1d"]
 )
@@ -568,8 +574,7 @@ def test_older_checkpoint_with_another_kind_of_step_count_goes_on(rule, reader, 
     assert same(helpers.values(ps), helpers.values(resumed))
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 def test_older_checkpoint_without_the_newer_group_keys_goes_on(rule, reader):
     ps, rows, optimizer = _after_some_steps(rule, reader)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -609,13 +614,13 @@ def test_checkpoint_of_torchs_l2_adam_loaded_into_adamw_decays_decoupled():
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 @pytest.mark.parametrize("cause", ["groups", "parameters", "shapes"])
 def test_checkpoint_of_another_model_is_refused_and_the_optimizer_stays_as_it_was(rule, reader, cause):
     ps, rows, optimizer = _after_some_steps(rule, reader)
     untroubled = copy.deepcopy(optimizer)
-    other = helpers.params({"parameters": [(4, 3)], "shapes": [(3, 4), (5,), (), (2, 1, 3)]}.get(cause, helpers.SHAPES))
+    shapes = {"parameters": [(4, 3)], "shapes": [(3, 4), (5,), (), (2, 1, 3)]}.get(cause, helpers.SHAPES)
+    other = helpers.params_for(rule, shapes)
     groups = [{"params": [p]} for p in other] if cause == "groups" else other
     source = rule.build(groups, reader, lr=0.77)
     helpers.run(source, other, helpers.gradients(other, 1))
@@ -629,8 +634,7 @@ def test_checkpoint_of_another_model_is_refused_and_the_optimizer_stays_as_it_wa
     assert same(helpers.values(ps), helpers.values(copied))
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 def test_state_dict_hooks_fire_once_each_and_are_heard(rule, reader):
     _ps, _, optimizer = _after_some_steps(rule, reader)
     calls = []
@@ -722,8 +726,8 @@ def test_hooks_are_given_torchs_arguments(ours, theirs, call, reader):
         return 3.0
 
     seen = []
-    for cls, options in ((ours, READERS[reader]), (theirs, {"foreach": False})):
-        optimizer = cls(helpers.params(), lr=0.1, **options)
+    for cls, options in ((ours, READERS[reader]), (theirs, {})):
+        optimizer = cls(_p(), lr=0.1, **options)
 
         def note(o, args, kwargs, optimizer=optimizer):
             assert o is optimizer
@@ -789,11 +793,10 @@ def test_hooks_do_not_survive_a_copy_just_as_in_torch(reader):
 # ## What else people do with an optimizer
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad_does_as_torch(rule, reader, set_to_none):
-    ps = helpers.params()
+    ps = helpers.params_for(rule)
     optimizer = helpers.run(rule.build(ps, reader), ps, helpers.gradients(ps, 1))
     optimizer.zero_grad(set_to_none=set_to_none)
     assert all(p.grad is None if set_to_none else not p.grad.any() for p in ps)
@@ -801,15 +804,14 @@ def test_zero_grad_does_as_torch(rule, reader, set_to_none):
 
 @all_classes
 def test_repr_shows_the_groups_like_torchs(rule):
-    ours, theirs = repr(rule.build(helpers.params())), repr(rule.build_twin(helpers.params()))
+    ours, theirs = repr(rule.build(helpers.params_for(rule))), repr(rule.build_twin(helpers.params_for(rule)))
     assert ours.startswith(f"{rule.cls.__name__} (")
     assert set(theirs.splitlines()[1:]) - {"    foreach: None", "    fused: None"} <= set(ours.splitlines())
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 def test_frozen_parameter_is_left_alone(rule, reader):
-    ps = helpers.params()
+    ps = helpers.params_for(rule)
     ps[1].requires_grad_(False)
     start = helpers.values(ps)
     helpers.run(
@@ -818,12 +820,11 @@ def test_frozen_parameter_is_left_alone(rule, reader):
     assert same(ps[1], start[1])
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 def test_grad_scaler_skips_a_step_with_infinite_gradients_and_takes_the_next_as_torch(rule, reader):
     results = []
     for make in (lambda p: rule.build(p, reader), rule.build_twin):
-        ps = helpers.params(dtype=torch.float32)
+        ps = helpers.params_for(rule, dtype=torch.float32)
         start = helpers.values(ps)
         optimizer = make(ps)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)

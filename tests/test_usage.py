@@ -11,11 +11,10 @@ from torch.optim import swa_utils
 
 from tests import helpers
 from tests.helpers import same, same_state
-from tests.rules import BY_NAME, CLASSES, EXACT, READERS
+from tests.rules import BY_NAME, CLASS_TWINS, CLASSES, EXACT, pairs
 
-all_classes = pytest.mark.parametrize("rule", CLASSES, ids=str)
-all_twins = pytest.mark.parametrize("rule", [rule for rule in CLASSES if rule.twin], ids=str)
-all_readers = pytest.mark.parametrize("reader", READERS)
+classes_by_all_readers = pytest.mark.parametrize(("rule", "reader"), pairs(CLASSES), ids=str)
+twins_by_all_readers = pytest.mark.parametrize(("rule", "reader"), pairs(CLASS_TWINS), ids=str)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,7 +28,7 @@ def _waste_no_time():
 
 def pair(rule, reader, dtype=torch.float64):
     """The same parameters for our optimizer and for torch's: `(ps, optimizer), (qs, twin), start`."""
-    ps, qs = helpers.params(dtype=dtype), helpers.params(dtype=dtype)
+    ps, qs = helpers.params_for(rule, dtype=dtype), helpers.params_for(rule, dtype=dtype)
     return (ps, rule.build(ps, reader)), (qs, rule.build_twin(qs)), helpers.values(ps)
 
 
@@ -128,10 +127,10 @@ HABITS = [
 ]
 
 
-def assert_nets_agree(reader, ours, theirs):
+def assert_nets_agree(rule, reader, ours, theirs):
     """Bitwise where the reader is exact; else gradients, which follow the parameters, let a difference grow."""
-    got, want = list(ours.parameters()), list(theirs.parameters())
-    start = helpers.values(network().parameters())
+    got, want = rule.parameters(ours), rule.parameters(theirs)
+    start = helpers.values(rule.parameters(network()))
     assert not any(same(p, s) for p, s in zip(want, start, strict=True))
     if reader in EXACT:
         assert same(helpers.values(got), helpers.values(want))
@@ -139,41 +138,38 @@ def assert_nets_agree(reader, ours, theirs):
         helpers.assert_within(1e5, got, want, start)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 @pytest.mark.parametrize("habit", HABITS, ids=lambda h: h.__name__.strip("_"))
 def test_habit_moves_a_network_as_with_torchs_class(rule, reader, habit):
     ours, theirs = network(), network()
-    optimizer, twin = rule.build(ours.parameters(), reader), rule.build_twin(theirs.parameters())
+    optimizer, twin = rule.build(rule.parameters(ours), reader), rule.build_twin(rule.parameters(theirs))
     for _ in range(6):
         habit(ours, optimizer)
         habit(theirs, twin)
-    assert_nets_agree(reader, ours, theirs)
+    assert_nets_agree(rule, reader, ours, theirs)
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 def test_step_in_the_middle_of_backward_equals_one_after_it(rule, reader):
     inside, after = network(), network()
-    for p in inside.parameters():
+    for p in rule.parameters(inside):
         own = rule.build([p], reader)
         p.register_post_accumulate_grad_hook(lambda p, own=own: own.step() or own.zero_grad())
-    optimizer = rule.build(after.parameters(), reader)
+    optimizer = rule.build(rule.parameters(after), reader)
     for _ in range(4):
         loss_of(inside, *batch()).backward()
         _steps_plainly(after, optimizer)
-    assert all(p.grad is None for p in inside.parameters())
+    assert all(p.grad is None for p in rule.parameters(inside))
     assert same(helpers.values(inside.parameters()), helpers.values(after.parameters()))
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 def test_averaged_weights_are_those_of_torchs_class(rule, reader):
     """`AveragedModel`, `SWALR` and `update_bn`, as in torch's recipe."""
     nets, averages = [network(), network()], []
     makers = [lambda ps: rule.build(ps, reader), rule.build_twin]
     for net, make in zip(nets, makers, strict=True):
-        optimizer = make(net.parameters())
+        optimizer = make(rule.parameters(net))
         average = swa_utils.AveragedModel(net)
         schedule = swa_utils.SWALR(optimizer, swa_lr=0.05, anneal_epochs=3)
         for _ in range(6):
@@ -190,8 +186,7 @@ def test_averaged_weights_are_those_of_torchs_class(rule, reader):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_parameter_that_is_frozen_and_thawed_moves_and_counts_as_in_torch(rule, reader, set_to_none):
     (ps, optimizer), (qs, twin), start = pair(rule, reader)
@@ -209,10 +204,9 @@ def test_parameter_that_is_frozen_and_thawed_moves_and_counts_as_in_torch(rule, 
 # ## Precision
 
 
-@all_readers
-@all_classes
+@classes_by_all_readers
 def test_step_inside_autocast_equals_one_outside(rule, reader):
-    inside, outside = helpers.params(dtype=torch.float32), helpers.params(dtype=torch.float32)
+    inside, outside = helpers.params_for(rule, dtype=torch.float32), helpers.params_for(rule, dtype=torch.float32)
     rows = helpers.gradients(inside, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         optimizer = helpers.run(rule.build(inside, reader), inside, rows)
@@ -225,14 +219,13 @@ def test_step_inside_autocast_equals_one_outside(rule, reader):
 DIVIDING = [BY_NAME[name] for name in ("adam-amsgrad", "adam-optimized", "rmsprop-centered")]
 
 
-@all_readers
-@pytest.mark.parametrize("rule", CLASSES + DIVIDING, ids=str)
+@pytest.mark.parametrize(("rule", "reader"), pairs(CLASSES + DIVIDING), ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_stays_finite_with_tiny_gradients(rule, reader, dtype):
     limits = torch.finfo(dtype)
     normal, least = limits.smallest_normal, limits.smallest_normal * limits.eps
-    sizes = torch.tensor([0.0, least, normal / 4, normal, 16 * normal, 1e-6])
-    ps = [torch.linspace(-1, 1, 6).to(dtype).requires_grad_() for _ in range(2)]
+    sizes = torch.tensor([0.0, least, normal / 4, normal, 16 * normal, 1e-6]).view(rule.shape((6,)))
+    ps = [torch.linspace(-1, 1, 6).view_as(sizes).to(dtype).requires_grad_() for _ in range(2)]
     optimizer = rule.build(ps, reader)
     for t in range(30):
         # The second parameter's gradient changes its sign at each step.
@@ -244,8 +237,7 @@ def scaler():
     return torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 def test_clipping_of_unscaled_gradients_moves_as_torchs_and_an_overflow_is_left_out(rule, reader):
     (ps, optimizer), (qs, twin), start = pair(rule, reader, torch.float32)
     amp, other = scaler(), scaler()
@@ -263,10 +255,9 @@ def test_clipping_of_unscaled_gradients_moves_as_torchs_and_an_overflow_is_left_
     helpers.assert_as_torch(reader, ps, qs, start, 5)
 
 
-@all_readers
-@all_twins
+@twins_by_all_readers
 def test_one_of_two_optimizers_on_a_scaler_overflows_and_only_it_leaves_the_step_out(rule, reader):
-    ps, qs = helpers.params(dtype=torch.float32), helpers.params(dtype=torch.float32)
+    ps, qs = helpers.params_for(rule, dtype=torch.float32), helpers.params_for(rule, dtype=torch.float32)
     start, amp, other = helpers.values(ps), scaler(), scaler()
     ours = [rule.build(ps[:2], reader), rule.build(ps[2:], reader)]
     theirs = [rule.build_twin(qs[:2]), rule.build_twin(qs[2:])]

@@ -271,10 +271,8 @@ class Launch:
         self.names = program.leaves[2:]
         self.numbers = program.numbers
         self.elements = sum(map(_numel, self.params))
-        slots = _slots(cohorts[0], program)
-        real = compute_dtype(self.params[0])
         title = type(rule).__name__
-        self.source = program.memo((real, *slots), lambda: c_source(title, program, real, slots))
+        self.source = source_of(title, program, cohorts[0])
         self.kernel = compiler.load(self.source)
         self.kernel_name = f"{title}_{compiler.short_name(self.source)}"
         if not dry:
@@ -377,6 +375,12 @@ def _like(param: Tensor) -> Tensor:
 
 def _place(numbers: array[Any]) -> int:
     return numbers.buffer_info()[0]
+
+
+def source_of(title: str, program: Program, cohort: Cohort) -> str:
+    """The C of a program, for the dtypes of a cohort."""
+    slots, real = _slots(cohort, program), compute_dtype(cohort.params[0])
+    return program.memo((real, *slots), lambda: c_source(title, program, real, slots))
 
 
 def _slots(cohort: Cohort, program: Program) -> tuple[torch.dtype, ...]:

@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -158,16 +159,23 @@ _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 
 def refuse(what: str, why: str) -> NoReturn:
+    """Say that something can't be recorded, where the rule does it, and why."""
     raise Unrecordable(f"{what} ({rule_line()}): {why}")
 
 
-def rule_line() -> str:
-    """The line of the rule that is being read: the innermost frame outside the engines."""
+def rule_frame() -> FrameType:
+    """Where the rule is that is being read: the innermost frame outside the engines."""
     frame = sys._getframe(1)
     here = os.path.dirname(__file__)
     while frame.f_back is not None and (
         os.path.dirname(frame.f_code.co_filename) == here or frame.f_code.co_filename.startswith(_TORCH)
     ):
         frame = frame.f_back
+    return frame
+
+
+def rule_line() -> str:
+    """The line of the rule that is being read."""
+    frame = rule_frame()
     name, line = frame.f_code.co_filename, frame.f_lineno
     return f"{os.path.basename(name)}:{line}: {linecache.getline(name, line).strip()}"

@@ -49,6 +49,7 @@ class Tape:
 
     @property
     def param(self) -> Recorded:
+        """What stands for the parameter."""
         return self.values[0]
 
     @property
@@ -438,6 +439,10 @@ class Recorded:
     def data(self) -> Recorded:
         return self
 
+    @property
+    def dtype(self) -> Dtype:
+        return DTYPE
+
     def __rtruediv__(self, other: Any) -> Recorded:
         # As torch does it, so that all readers round alike.
         return self.reciprocal().mul(other)  # type: ignore[no-any-return]
@@ -500,6 +505,22 @@ class Recorded:
             refuse(f"`torch.{name}` is given a value in a place where the kernels take none", "write it as a method")
         return made if out is None else out.copy_(made)
 
+
+class Dtype:
+    """### The dtype of all values, which `to` takes and nobody may look at: a program is for every dtype"""
+
+    def __eq__(self, _: object) -> NoReturn:
+        refuse("the dtype of a tensor is looked at", "a rule is read once for all dtypes")
+
+    __ne__ = __hash__ = __eq__  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        self.__eq__(None)
+
+
+DTYPE = Dtype()
 
 _SYMMETRIC = {"add", "mul", "multiply", "maximum", "minimum"}
 

@@ -148,6 +148,10 @@ class TensorList:
     def data(self) -> TensorList:
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensors[0].dtype
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """`torch.sqrt(x)` is `x.sqrt()`; what is no method is called for each tensor."""

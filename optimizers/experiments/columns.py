@@ -59,6 +59,11 @@ class Contest:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """### The name of the rule, which both have"""
+        return self.ours.__name__
+
+    @property
     def lr(self) -> float:
         """### The learning rate: the given one, or torch's default"""
         return float(self.options.get("lr", signature(self.twin).parameters["lr"].default))
@@ -74,7 +79,7 @@ class Contest:
 
     def _peers(self) -> dict[str, Factory | None]:
         """### The other libraries, where they know the rule and its options"""
-        name = self.ours.__name__
+        name = self.name
         if name not in ("Adam", "AdamW") or not set(self.options) <= {"lr", "betas", "eps", "weight_decay"}:
             return {}
         group = self.ours([torch.zeros(1, requires_grad=True)], **self.options).param_groups[0]

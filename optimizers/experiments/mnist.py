@@ -173,6 +173,7 @@ def load(args: argparse.Namespace) -> Dataset:
 
 
 def describe_model(args: argparse.Namespace, data: Dataset) -> str:
+    """### The model, in words"""
     return "CNN" if args.model == "cnn" else f"MLP {data.train_images[0].numel()}-128-10"
 
 
@@ -189,6 +190,7 @@ def describe(args: argparse.Namespace, data: Dataset) -> list[str]:
 
 
 def describe_rule(args: argparse.Namespace, data: Dataset) -> str:
+    """### The rule and its options, in words"""
     if args.sweep:
         return f"{len(args.sweep)} rules from one start"
     if args.preset:
@@ -217,6 +219,7 @@ def preset_report(runs: list[Run], data: Dataset) -> list[str]:
 
 
 def print_lines(lines: list[str]) -> None:
+    """### Print at once, also into a pipe"""
     print("\n".join(lines), flush=True)
 
 
@@ -254,6 +257,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def positive_number(text: str) -> float:
+    """### An argument that is a positive number"""
     number = float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number. Received: {text}")
@@ -261,6 +265,7 @@ def positive_number(text: str) -> float:
 
 
 def positive_whole_number(text: str) -> int:
+    """### An argument that is a whole number from 1 on"""
     count = int(text)
     if count < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1. Received: {text}")
@@ -268,6 +273,7 @@ def positive_whole_number(text: str) -> int:
 
 
 def seed_number(text: str) -> int:
+    """### An argument that torch takes as a seed"""
     seed = int(text)
     if not 0 <= seed < 2**63:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 2^63 - 1. Received: {text}")

@@ -25,6 +25,7 @@ All columns of a row [take turns](timing.html), warm, with new gradients at ever
 * `--optimizer SGD --kwargs momentum=0.9` takes another rule. It must be one that torch has too.
 * `--rows MLP GPT` takes only rows with these words in their names; `--threads N` sets the number of threads.
 * `--plot speed.png` draws the table.
+* `--page docs/performance.md` writes [a page](page.html) on several rules, with their first steps.
 * `--first-step` measures something else: [the first steps](first_step.html), compiling included.
 """
 
@@ -34,6 +35,7 @@ import argparse
 import ast
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,6 +46,7 @@ import torch
 from optimizers.experiments.chart import check_png, plot
 from optimizers.experiments.columns import Contest, Factory, make_columns, pairs
 from optimizers.experiments.first_step import first_steps
+from optimizers.experiments.page import RULES, Section, check_page, page_text
 from optimizers.experiments.timing import measure
 from optimizers.experiments.workloads import Workload, workloads
 
@@ -57,26 +60,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    rules = RULES if args.page else [(args.optimizer or "Adam", args.kwargs)]
     try:
-        contest, rows = make_contest(args.optimizer, args.kwargs), choose_rows(args.rows)
-        if args.plot:
-            check_png(args.plot)
+        check_options(args)
+        contests, rows = [make_contest(*rule) for rule in rules], choose_rows(args.rows)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    print("\n".join([*machine(), ""]), flush=True)
+    about, load = machine(), os.getloadavg()[0] / (os.cpu_count() or 1)
+    print("\n".join([*about, ""]), flush=True)
     if args.first_step:
-        print("\n".join(first_steps(args.optimizer, contest.options)))
+        print("\n".join(first_steps(contests[0].name, contests[0].options)))
         return 0
+    tables = [make_table(contest, rows, args.seconds) for contest in contests]
+    if args.plot:
+        plot(tables[0].rows, title(contests[0]), args.plot)
+        print(f"picture: {args.plot}")
+    if args.page:
+        measured = zip(contests, tables, strict=True)
+        sections = [Section(heading(c), table.lines, [*table.spread(), *c.notes]) for c, table in measured]
+        first = first_steps(contests[0].name, contests[0].options)
+        text = page_text(command(argv), about, load, args.seconds, rows, sections, first)
+        args.page.write_text(text, encoding="utf-8")
+        print(f"page: {args.page}")
+    return 0
+
+
+def make_table(contest: Contest, rows: list[Workload], seconds: float) -> Table:
+    """## Measure a rule, and print its table row by row"""
     entrants = contest.entrants()
     table = Table([*entrants, "limit"])
-    print("\n".join(table.head(args.optimizer)), flush=True)
-    for row, times in time_rows(contest, entrants, rows, args.seconds):
+    print("\n".join(table.head(contest.name)), flush=True)
+    for row, times in time_rows(contest, entrants, rows, seconds):
         print(table.line(row.name, times), flush=True)
     print("\n".join(["", "Median microseconds of a step.", *contest.notes]))
-    if args.plot:
-        plot(table.rows, title(args), args.plot)
-        print(f"picture: {args.plot}")
-    return 0
+    return table
 
 
 def time_rows(
@@ -102,6 +119,7 @@ class Table:
     def __init__(self, names: list[str]) -> None:
         self.names = names
         self.rows: dict[str, Times] = {}
+        self.lines: list[str] = []
         self.rival = "torch fused" if "torch fused" in names else "torch best"
         rivals = [self.rival, *(name for name in ("DeepSpeedCPUAdam",) if name in names)]
         self.ratios = [*(f"vs {name}" for name in rivals), "of limit"]
@@ -109,13 +127,29 @@ class Table:
     def head(self, rule: str) -> list[str]:
         """### The names of the columns"""
         widths = self._widths
-        return [self._join([rule, *self.names, *self.ratios]), self._join(["-" * widths[0], *map(_rule, widths[1:])])]
+        self.lines = [
+            self._join([rule, *self.names, *self.ratios]),
+            self._join(["-" * widths[0], *map(_rule, widths[1:])]),
+        ]
+        return self.lines[:]
 
     def line(self, row: str, times: Times) -> str:
         """### A row of the table"""
         self.rows[row] = times
         cells = [f"{times[name]:,.{1 if times[name] < 100 else 0}f}" if name in times else "-" for name in self.names]
-        return self._join([row, *cells, *self._ratios(times)])
+        self.lines.append(self._join([row, *cells, *self._ratios(times)]))
+        return self.lines[-1]
+
+    def spread(self) -> list[str]:
+        """### The smallest and the largest of each ratio, and of which rows"""
+        told = []
+        for index, name in enumerate(self.ratios):
+            found = {row: self._ratios(times)[index] for row, times in self.rows.items()}
+            found = {row: ratio for row, ratio in found.items() if ratio != "-"}
+            if found:
+                low, high = (pick(found, key=lambda row: float(found[row].rstrip("x"))) for pick in (min, max))
+                told.append(f"`{name}`: from {found[low]} ({low}) to {found[high]} ({high})")
+        return told
 
     def _ratios(self, times: Times) -> list[str]:
         ours, limit = times.get("ours fused"), times.get("limit")
@@ -161,10 +195,30 @@ def _processor() -> str:
 # ## The command line
 
 
-def title(args: argparse.Namespace) -> str:
+def heading(contest: Contest) -> str:
+    """### A rule with its options"""
+    options = ", ".join(f"{name}={value}" for name, value in contest.options.items())
+    return f"{contest.name} ({options})" if options else contest.name
+
+
+def title(contest: Contest) -> str:
     """### What the picture shows"""
-    options = f" ({', '.join(args.kwargs)})" if args.kwargs else ""
-    return f"{args.optimizer}{options}: median time of a step on {torch.get_num_threads()} threads"
+    return f"{heading(contest)}: median time of a step on {torch.get_num_threads()} threads"
+
+
+def command(argv: Sequence[str] | None) -> str:
+    """### What was typed"""
+    return shlex.join(["python", "-m", "optimizers.experiments.performance", *(sys.argv[1:] if argv is None else argv)])
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """### Refuse what can't be done before anything is measured"""
+    if args.plot:
+        check_png(args.plot)
+    if args.page:
+        check_page(args.page)
+        if args.optimizer or args.kwargs or args.plot or args.first_step:
+            raise ValueError("--page has rules of its own, and takes no --optimizer, --kwargs, --plot or --first-step")
 
 
 def make_contest(name: str, texts: Sequence[str]) -> Contest:
@@ -205,12 +259,13 @@ def make_parser() -> argparse.ArgumentParser:
     """### The arguments"""
     parser = argparse.ArgumentParser(prog="python -m optimizers.experiments.performance", description="Time the steps.")
     add = parser.add_argument
-    add("--optimizer", default="Adam", metavar="NAME", help=f"{', '.join(pairs())} (default: Adam)")
+    add("--optimizer", metavar="NAME", help=f"{', '.join(pairs())} (default: Adam)")
     add("--kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="options of the optimizer, such as momentum=0.9")
     add("--rows", nargs="+", default=[], metavar="WORD", help="only rows with one of these words in their name")
     add("--seconds", type=_positive(float), default=20.0, help="for each row, about (default: 20)")
     add("--threads", type=_positive(int), metavar="N", help="threads (default: torch's)")
     add("--plot", type=Path, metavar="FILE.png", help="draw the table")
+    add("--page", type=Path, metavar="FILE.md", help="write the page on performance, of several rules")
     add("--first-step", action="store_true", help="time the first steps in new processes, and nothing else")
     return parser
 

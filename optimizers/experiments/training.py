@@ -49,13 +49,16 @@ class Together:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all, one after the other."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def zero_grad(self) -> None:
+        """Let go of all gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
     def step(self) -> None:
+        """A step of each."""
         for optimizer in self.optimizers:
             optimizer.step()
 

@@ -1,0 +1,140 @@
+"""
+---
+title: Has a class changed?
+summary: Whether the methods of a class, and all that they refer to, are what they were.
+---
+
+# Has a class changed?
+
+What was read from a rule may be kept as long as the rule is the same. A class that is defined anew is another object.
+But a method may be replaced, and a number that a method takes from its module, or from the function around it, may be
+set to another one: in a notebook that is done all the time. So we note all that the methods refer to by name, and
+see whether it is still there. What may change without being replaced, such as a list, can't be told: `is_settled` is
+False, and nothing should be kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, range, BuiltinFunctionType)
+#: Whose modules and functions don't change.
+_FOREIGN = {"torch", "numpy", "sympy", "scipy", *sys.stdlib_module_names} - {"__main__"}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can't change."""
+    if isinstance(value, _PLAIN):
+        return True
+    if isinstance(value, (tuple, frozenset)):
+        return all(map(is_plain, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        frozen: bool = type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+        return frozen and all(map(is_plain, vars(value).values()))
+    return False
+
+
+class Watch:
+    """
+    ## What methods of a class refer to, as it is now
+
+    `roots` are the names of the methods; what they call is watched too. Classes above `base` are not.
+    """
+
+    def __init__(self, cls: type, base: type, roots: Sequence[str]) -> None:
+        self.is_settled = True
+        self._classes = [kind for kind in cls.__mro__ if issubclass(kind, base)]
+        self._seen: set[Any] = set()
+        self._cells: list[tuple[CellType, Any]] = []
+        self._names: dict[int, tuple[Mapping[str, Any], dict[str, None]]] = {}
+        for name in roots:
+            self._note_member(name)
+        self._bases = [kind.__bases__ for kind in self._classes]
+        self._members = [(vars(kind).values(), tuple(vars(kind).values())) for kind in self._classes]
+        tables = [(table, itemgetter(*names)) for table, names in self._names.values()]
+        self._tables = [(table, get, get(table)) for table, get in tables]
+
+    def is_unchanged(self) -> bool:
+        """### Whether all is as it was"""
+        try:
+            return (
+                self.is_settled
+                and [kind.__bases__ for kind in self._classes] == self._bases
+                and not [1 for members, before in self._members if tuple(members) != before]
+                and not [1 for table, get, before in self._tables if get(table) != before]
+                and not [1 for cell, before in self._cells if cell.cell_contents != before]
+            )
+        except (KeyError, ValueError, RuntimeError):
+            # A name is gone, a cell is empty, or there is an array where there was none.
+            return False
+
+    def _note_member(self, name: str) -> None:
+        for kind in self._classes:
+            if name in vars(kind) and (kind, name) not in self._seen:
+                self._seen.add((kind, name))
+                self._note(vars(kind)[name], ())
+
+    def _note(self, value: Any, names: tuple[str, ...]) -> None:
+        """Note what a value refers to. `names` are those that are used where it is."""
+        function = _function(value)
+        if function is not None:
+            if function not in self._seen and not _is_foreign(function.__module__):
+                self._seen.add(function)
+                self._note_function(function)
+        elif isinstance(value, ModuleType):
+            if not _is_foreign(value.__name__):
+                self._watch(vars(value), names)
+        elif isinstance(value, type):
+            for kind in value.__mro__:
+                if kind not in self._classes and not _is_foreign(kind.__module__):
+                    self._watch(vars(kind), names)
+        elif not is_plain(value):
+            self.is_settled = False
+        elif callable(value):
+            self._note(type(value), ("__call__",))
+
+    def _note_function(self, function: FunctionType) -> None:
+        names = tuple(_names(function.__code__))
+        self._watch(function.__globals__, names)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name != "__class__":
+                self._cells.append((cell, cell.cell_contents))
+                self._note(cell.cell_contents, names)
+        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._note(default, names)
+        for name in names:
+            self._note_member(name)
+
+    def _watch(self, table: Mapping[str, Any], names: tuple[str, ...]) -> None:
+        _, known = self._names.setdefault(id(table), (table, {})) if any(n in table for n in names) else (table, {})
+        for name in names:
+            if name in table and name not in known:
+                known[name] = None
+                self._note(table[name], names)
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _FOREIGN
+
+
+def _function(value: Any) -> FunctionType | None:
+    """The function in a member of a class."""
+    if isinstance(value, property):
+        value = value.fget
+    value = getattr(value, "__func__", value)
+    return value if isinstance(value, FunctionType) else None
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """What is referred to by name."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
