@@ -1,6 +1,7 @@
 """
 python -m docs build [--out DIR]      build the site
 python -m docs serve [--port PORT]    build it, show it, and build it again whenever a source changes
+python -m docs check                  check that the lines of every rule are the formulas above them
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = Path(__file__).parent / "_site"
     build_parser = commands.add_parser("build", help="build the site")
     serve_parser = commands.add_parser("serve", help="build the site, show it, and build it again on changes")
+    commands.add_parser("check", help="check that the lines of every rule are the formulas above them")
     for each in (build_parser, serve_parser):
         each.add_argument("--out", type=Path, default=default, metavar="DIR", help="(default: docs/_site)")
     serve_parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.command == "check":
+        from docs.formulas.check import main as check
+
+        return check()
     if args.command == "serve":
         from docs.site.serve import serve
 

@@ -36,6 +36,7 @@ To write your own, subclass the nearest rule and override a method, or start fro
 [`GenericAdaptiveOptimizer`](base.html). [`check_optimizer`](checking.html) then tries on it what we try on ours.
 [`equations`](equations.html) recovers the formulas of any rule, yours too, from what it executes.
 [`as_functions`](functional.html) makes pure functions of any rule, for `torch.func` and `torch.compile`.
+[`minimize`](minimize.html) lets a rule walk to the minimum of a function, all steps in one kernel.
 [`release_gradients`](release.html) lets each gradient go as soon as its parameter has stepped.
 [`OptimizerConfigs`](configs.html) makes all rules options of a labml experiment.
 """
@@ -57,6 +58,7 @@ from optimizers.checking import CheckFailed, check_optimizer
 from optimizers.equations import Equations, equations
 from optimizers.functional import as_functions
 from optimizers.lion import Lion
+from optimizers.minimize import minimize
 from optimizers.muon import Muon
 from optimizers.nadam import NAdam
 from optimizers.noam import Noam
@@ -98,6 +100,7 @@ __all__ = [
     "as_functions",
     "check_optimizer",
     "equations",
+    "minimize",
     "release_gradients",
 ]
 

@@ -27,22 +27,24 @@ for i in range(100):
     state = update(i, grads, state)
 ```
 
-Nothing is written, and nothing is detached: gradients flow through all that is handed in. It is the text of the rule
-that runs, with [values out of place](engines/functional.html), so the parameters are those of the class, bit for bit.
+Nothing is written. It is the text of the rule that runs, with [values out of place](engines/functional.html), so the
+parameters are those of the class, bit for bit. Nothing is detached either: gradients flow through all that is handed
+in. Where that isn't wanted, hand in `param.detach()`, or step under `torch.no_grad()`.
 
 * **Parameters** are tensors in any *pytree*: one tensor, or containers of them, of whatever kind torch's pytrees know.
+  For parts that move by other rules, or with other numbers, take several triples, one for each part.
 * **The count** is $i = 0, 1, 2, \dots$, and the rule's $t$ is $i + 1$. As in JAX it is taken as given: an $i$ that
   jumps corrects the bias of averages that were not made.
-* **The learning rate** is a number, a tensor, or a function of $i$, a *schedule*.
+* **The learning rate** is a number, a tensor, or a function of $i$, a *schedule*. State is made with that of $i = 0$.
 * **A missing gradient** is None in place of a tensor. It leaves its parameter and state as they are. As in the class
   that parameter's own $t$ is then one behind: $i$ goes on, so the state counts the steps that were missed.
 
 ## Under `vmap`, `grad` and `torch.compile`
 
 A state is a pytree too: its tensors are its leaves, its numbers are part of its structure. So `torch.func.vmap` maps
-over an ensemble of states, and a rule may decide by its numbers, as RAdam does by $t$.
+over an ensemble of states, and a rule may still decide by its numbers, as RAdam does by $t$.
 
-Hyper-parameters may be tensors that are mapped or differentiated:
+Hyper-parameters, and $i$, may be tensors that are mapped or differentiated:
 
 ```python
 def after(lr):
@@ -54,10 +56,13 @@ torch.func.vmap(after)(torch.logspace(-4, 0, 9))     # nine runs as one
 torch.func.grad(after)(torch.tensor(0.1))            # a better learning rate
 ```
 
-What a rule decides by, or takes a number of, can't be such a tensor, and it says so.
+A rule can't decide by a tensor that is mapped, or take Python's number of one: Rprop does so with `lr`, which is only
+where its steps begin. It then raises `TypeError`. A mapped option isn't checked, since nobody can look at it. And what
+is kept in float32, as torch does with NAdam's product, isn't rounded where it is a tensor, or compiled.
 
-`torch.compile(update, fullgraph=True)` compiles once with $i$ as a tensor. With $i$ as a number it does so twice, the
-second time for every $i$, and once more for each branch that a rule takes.
+`torch.compile(update, fullgraph=True)` compiles once for any $i$ that is a tensor; rules that decide by $t$, as RAdam
+or a warm-up, want a number. For numbers it compiles twice, the second time for all of them, and once more for each
+branch that a rule takes. Muon is compiled in parts.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ $$X \leftarrow a X + (b A + c A^2) X, \qquad A = X X^\top$$
 which maps each singular value $x$ to $a x + b x^3 + c x^5$. Two choices of $(a, b, c)$: one triple that is
 steep at $0$ and leaves values between about 0.7 and 1.2 (`ns_coefficients`, five times), or the best triple for each
 turn, which [The Polar Express](https://arxiv.org/abs/2505.16932) has worked out (`polar_express=True`) and which come
-closer to one.
+closer to one; six turns are a good number for them.
 
 A matrix product is not done element by element, so no kernel takes this rule: it steps one matrix after another.
 Embeddings, output layers, biases and norms are for [AdamW](adamw.html).
@@ -109,8 +109,10 @@ class Muon(GenericAdaptiveOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         """### What the hyper-parameters must satisfy, in torch's words"""
+        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
         for name, label in {"lr": "Learning rate", "momentum": "momentum", "weight_decay": "weight decay"}.items():
-            if group[name] is not None and not 0.0 <= group[name]:
+            if group[name] is None or not 0.0 <= group[name]:
                 raise ValueError(f"{label} should be >= 0 but is: {group[name]}")
         super().check_group(group)
         if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
@@ -166,7 +168,7 @@ class Muon(GenericAdaptiveOptimizer):
         if group["adjust_lr_fn"] == "match_rms_adamw":
             scale = 0.2 * math.sqrt(max(rows, columns))
         else:
-            scale = math.sqrt(max(1, rows / columns))
+            scale = math.sqrt(max(1, rows / max(1, columns)))
         # $$\theta_t \leftarrow \theta_{t-1} - \alpha\, s\, o_t$$
         param.add_(o, alpha=-(self.get_lr(state, group) * scale))
 

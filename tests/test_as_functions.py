@@ -301,7 +301,8 @@ def test_learning_rates_are_mapped(rule):
     torch.testing.assert_close(got, torch.stack([after(lr) for lr in lrs]), **close(rule))
     # Numbers that are kept in float32, as torch does it, are kept so where they are no tensors.
     numbers = torch.stack([after(lr.item()) for lr in lrs])
-    torch.testing.assert_close(got, numbers, **({"rtol": 1e-6, "atol": 1e-6} if rule.precision else close(rule)))
+    kept = {"rtol": 1e-6, "atol": 1e-6} if rule.precision and not rule.matrices else close(rule)
+    torch.testing.assert_close(got, numbers, **kept)
 
 
 def assert_slope(function, at, rtol=1e-5):
@@ -375,7 +376,7 @@ def test_half_precision_is_differentiated_and_mapped_in_float32():
     assert torch.func.vmap(torch.func.grad(after))(lrs).lt(0).all()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_jacobian_forward_is_jacobian_backward():
     def after(lr):
         fns = as_functions(NAdam, lr=lr)
@@ -476,6 +477,7 @@ def test_schedule_is_compiled(compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("number", [int, torch.tensor])
 def test_inductor_makes_kernels_of_an_update(number):
     fns = as_functions(Adam, lr=0.1, weight_decay=0.1)
@@ -632,6 +634,17 @@ def test_count_is_checked():
         update(0, torch.ones(2), update(0, None, state))
     with pytest.raises(TypeError, match="float"):
         update(1.0, torch.ones(2), state)
+
+
+def test_weight_decay_is_learnt_but_not_mapped():
+    params = tree_for(BY_NAME["adamw"])
+
+    def after(weight_decay):
+        return train(as_functions(optimizers.AdamW, lr=0.1, weight_decay=weight_decay), params)
+
+    assert_slope(after, torch.tensor(0.1, dtype=torch.float64))
+    with pytest.raises(TypeError, match="AdamW decides by a tensor that is mapped"):
+        torch.func.vmap(after)(torch.ones(2, dtype=torch.float64))
 
 
 def test_number_that_would_lose_its_gradient_is_refused():

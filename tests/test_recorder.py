@@ -441,7 +441,7 @@ def test_rule_that_looks_at_the_dtype_is_refused_with_the_reason():
 
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
-    with pytest.raises(RuntimeError, match="the dtype of a tensor is looked at.*read once for all dtypes"):
+    with pytest.raises(RuntimeError, match=r"the dtype of a tensor is looked at.*read once for all dtypes"):
         Choosy([p], READERS["fused"], lr=1.0).step()
 
 

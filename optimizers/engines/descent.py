@@ -1,24 +1,23 @@
 r"""
 ---
 title: Calling the loop
-summary: Loops that are kept for a class, and the memory in which they run.
+summary: Rules that are kept ready for a loop, and the memory in which it runs.
 ---
 
 # Calling the loop
 
-[A loop](loop.html) takes some dozens of microseconds, so that what is around it counts: to make an optimizer and to
-read a rule takes longer. So three things are kept with the class of the rule, until [it changes](watch.html): for the
-arguments of a call, the numbers that they are; for what these have in common, the rule as it was read; and kernels with
-the memory that they ran in.
+[A loop](loop.html) of a hundred steps takes some ten microseconds, so what is around it counts. To make an optimizer
+and to read its rule takes a thousand times longer. So these are kept with the class of the rule, until
+[that changes](watch.html): for the options of a call, the numbers that they stand for; for what all such calls have in
+common, the rule as it was read; and the kernels, with the memory in which they ran.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
+import functools
 from array import array
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from struct import Struct
 from time import perf_counter
 from typing import Any
@@ -26,139 +25,231 @@ from typing import Any
 import numpy as np
 import torch
 
-from optimizers.base import GenericAdaptiveOptimizer
 from optimizers.engines import compiler, fused
 from optimizers.engines.gradient import Recording
 from optimizers.engines.loop import BLOCK, LANES, LoopRule
 from optimizers.engines.program import Unrecordable
-from optimizers.engines.state import group_numbers, new_state
+from optimizers.engines.state import new_state
 from optimizers.engines.symbolic import Subject, exact
 from optimizers.engines.watch import Watch, is_plain
 
 #: What a launch ends with.
 GOES_ON, CONVERGED, NOT_FINITE, DIFFERS = range(4)
 
-#: How many sets of arguments are kept for a class, and memory of up to how many bytes.
-KEPT, KEPT_BYTES = 256, 1 << 20
-#: How near a gradient must come to what Python says it is, as a part of its largest element.
-CLOSENESS = {"d": 1e-9, "f": 1e-4}
-#: After about this time Python has a look whether somebody wants to stop.
+#: How many sets of options are kept for a class, how many sizes for a kernel, and memory of how many bytes each.
+KEPT_OPTIONS, KEPT_SIZES, KEPT_BYTES = 256, 8, 1 << 20
+#: How near a formula must come to the gradient that it was recorded from, as a part of the largest element.
+CLOSENESS = {torch.float64: 1e-9, torch.float32: 1e-4}
+#: About how long a kernel runs until Python has a look whether somebody wants to interrupt it.
 SECONDS = 0.1
 
 
 # ## Rules that are ready
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ready:
-    """
-    ### A rule with its numbers
-
-    Where it can't be put into a loop, `reason` says why.
-    """
+    """### A rule with its numbers. Where it can't be put into a loop, `reason` says why"""
 
     rule: LoopRule | None
-    numbers: list[float]
+    numbers: tuple[float, ...] = ()
     reason: str = ""
 
 
 class _Kept:
-    """What is kept with a class."""
+    """What is kept with a class, as an attribute of it: it goes when the class goes."""
 
-    def __init__(self, cls: type) -> None:
-        self.watch = Watch(cls, GenericAdaptiveOptimizer, _ROOTS)
+    def __init__(self, cls: Any, base: type) -> None:
+        cls._loops = self
+        self.watch = Watch(cls, base, _ROOTS)
         self.ready: dict[Any, Ready] = {}
-        self.rules: dict[Any, LoopRule | Unrecordable] = {}
+        self.rules: dict[str, LoopRule] = {}
 
 
-#: The methods that say how a parameter moves.
+#: The members that say how a parameter moves.
 _ROOTS = ("__init__", "check_group", "init_state", "update_param", "scalar_state", "lazy_state")
 
 
-def prepare(rule: Any, options: dict[str, Any]) -> Ready:
-    """## A rule and its options. Raises what the rule raises on options that it can't take"""
+def prepare(rule: Any, options: dict[str, Any], base: type) -> Ready:
+    """
+    ## A rule with its options
+
+    `base` is the class of all rules. Raises what the rule raises on options that it can't take.
+    """
     kept = vars(rule).get("_loops") if isinstance(rule, type) else None
     if kept is not None and kept.watch.is_unchanged():
         try:
-            return kept.ready[tuple(options.items())]  # type: ignore[no-any-return]
+            found: Ready = kept.ready[tuple(options.items())]
+            return found
         except (KeyError, TypeError):
             pass
     made = rule([torch.arange(1.0, 5.0, dtype=torch.float64).reshape(2, 2).requires_grad_()], **options)
-    if not isinstance(made, GenericAdaptiveOptimizer):
-        return Ready(None, [], f"{type(made).__name__} is no rule of this package")
-    kept = _kept(type(made))
-    ready = _make(made, kept)
-    if rule is type(made) and kept.watch.is_settled and all(map(is_plain, options.values())) and not _own(made):
-        if len(kept.ready) >= KEPT:
+    if not isinstance(made, base):
+        return Ready(None, reason=f"{type(made).__name__} is no rule of this package")
+    kept = _kept(type(made), base)
+    own = vars(made).keys() - _attributes_of_all(base)
+    is_settled = kept.watch.is_settled and not own
+    ready = _ready(made, kept.rules if is_settled else {})
+    if rule is type(made) and is_settled and all(map(is_plain, options.values())):
+        if len(kept.ready) >= KEPT_OPTIONS:
             kept.ready.clear()
         kept.ready[tuple(options.items())] = ready
     return ready
 
 
-def _kept(cls: type) -> _Kept:
-    kept = vars(cls).get("_loops")
-    if not isinstance(kept, _Kept) or not kept.watch.is_unchanged():
-        # An attribute of the class goes when the class goes. It is there before the members are noted.
-        cls._loops = None  # type: ignore[attr-defined]
-        kept = _Kept(cls)
-        cls._loops = kept  # type: ignore[attr-defined]
-    return kept
+def _kept(cls: type, base: type) -> _Kept:
+    kept: _Kept | None = vars(cls).get("_loops")
+    return kept if kept is not None and kept.watch.is_unchanged() else _Kept(cls, base)
 
 
-def _own(made: GenericAdaptiveOptimizer) -> dict[str, Any]:
-    """What an optimizer has besides what the base gives it."""
-    base = GenericAdaptiveOptimizer([torch.zeros(1)], {}, lr=1.0)
-    return {name: value for name, value in vars(made).items() if name not in vars(base)}
+@functools.cache
+def _attributes_of_all(base: Any) -> set[str]:
+    return set(vars(base([torch.zeros(1)], {}, lr=1.0)))
 
 
-def _make(made: GenericAdaptiveOptimizer, kept: _Kept) -> Ready:
+def _ready(made: Any, rules: dict[str, LoopRule]) -> Ready:
     group = made.param_groups[0]
-    unsuitable = [f"{name}={group[name]}" for name in ("fused", "foreach", "differentiable") if _excludes(group, name)]
-    if unsuitable:
-        return Ready(None, [], f"{unsuitable[0]} asks for another reader")
+    for name, value in (("fused", False), ("foreach", True), ("differentiable", True)):
+        if group[name] is value:
+            return Ready(None, reason=f"{name}={value} asks for another reader")
     try:
         subject = Subject(made, (), ())
-        _check_initial(subject, made)
+        _check_beginning(subject)
         key = _structure(subject)
-        rule = kept.rules.get(key) if kept.watch.is_settled and not _own(made) else None
-        if rule is None:
-            rule = LoopRule.read(subject)
-            kept.rules[key] = rule
+        if key not in rules:
+            rules[key] = LoopRule.read(subject)
     except Unrecordable as error:
-        return Ready(None, [], str(error))
-    if isinstance(rule, Unrecordable):
-        return Ready(None, [], str(rule))
-    return Ready(rule, [float(value) for value in subject.values.values()])
+        return Ready(None, reason=str(error))
+    return Ready(rules[key], tuple(map(float, subject.values.values())))
 
 
-def _excludes(group: Mapping[str, Any], option: str) -> bool:
-    return group[option] is False if option == "fused" else bool(group[option])
+def _structure(subject: Subject) -> str:
+    """All that a reading depends on. Numbers that are symbols do not belong to it, but their signs."""
+    symbols = [(name, sorted(symbol.assumptions0.items())) for name, symbol in subject.symbols.items()]
+    return repr((symbols, subject.group, subject.initial, subject.leaves, subject.others))
 
 
-def _structure(subject: Subject) -> Any:
-    """What a reading depends on."""
-    return repr(
-        (
-            [(name, symbol, sorted(symbol.assumptions0.items())) for name, symbol in subject.symbols.items()],
-            list(subject.group.items()),
-            list(subject.initial.items()),
-            subject.leaves,
-            list(subject.others.items()),
-        )
-    )
-
-
-def _check_initial(subject: Subject, made: GenericAdaptiveOptimizer) -> None:
-    """See that a state begins as the formulas say for another parameter too."""
+def _check_beginning(subject: Subject) -> None:
+    """See that the state begins as the formulas say for another parameter as well."""
     param = torch.tensor([0.75, -3.0, 2.5], dtype=torch.float64)
-    state = new_state(made, {**made.param_groups[0]}, param)
+    state = new_state(subject.rule, subject.rule.param_groups[0], param)
+    values: Any = {symbol: exact(value) for symbol, value in subject.values.items()}
     for name, formula in subject.initial.items():
-        if formula is None:
-            continue
-        value = param if formula == subject.symbols["param"] else float(formula.xreplace(_exact(subject)))
-        if not torch.allclose(state[name].double(), torch.as_tensor(value, dtype=torch.float64), rtol=1e-6):
-            raise Unrecordable(f"state[{name!r}] begins with values that depend on the parameter")
+        if formula is not None and formula != subject.symbols["param"]:
+            is_so = torch.isclose(state[name].double(), torch.tensor(float(formula.xreplace(values))).double(), 1e-6)
+            if not is_so.all():
+                raise Unrecordable(f"state[{name!r}] begins with a value that depends on the parameter")
 
 
-def _exact(subject: Subject) -> dict[Any, Any]:
-    return {symbol: exact(value) for symbol, value in subject.values.items()}
+# ## Kernels that are ready
+
+
+class LoopKernel:
+    """### A compiled loop. Raises `NoCompiler`"""
+
+    def __init__(self, rule: LoopRule, recording: Recording | None, real: torch.dtype) -> None:
+        self.source = rule.source(recording, real)
+        self.step = compiler.load(self.source).step
+        self.real = real
+        self.tensors = len(rule.leaves)
+        self.arrays = len(recording.arrays) if recording else 0
+        self.scalars = len(rule.scalars)
+        self.numbers = len(rule.numbers) + (len(recording.numbers) if recording else 0)
+        self.width = rule.width + (len(recording.numbers) if recording else 0)
+        self._free: dict[int, list[Memory]] = {}
+
+    def memory(self, n: int) -> Memory:
+        """### Memory for `n` elements, which nobody else has"""
+        free = self._free.get(n)
+        return free.pop() if free else Memory(self, n)
+
+    def give_back(self, memory: Memory) -> None:
+        """### Keep memory for the next call"""
+        if memory.bytes <= KEPT_BYTES:
+            if memory.n not in self._free and len(self._free) >= KEPT_SIZES:
+                self._free.clear()
+            self._free.setdefault(memory.n, []).append(memory)
+
+
+def kernel(rule: LoopRule, recording: Recording | None, real: torch.dtype) -> LoopKernel:
+    """## The kernel of a rule for a gradient. Raises `NoCompiler` and `Unrecordable`"""
+    key = (real, None if recording is None else recording.key)
+    found: LoopKernel | None = rule.kernels.get(key)
+    if found is None:
+        found = rule.kernels[key] = LoopKernel(rule, recording, real)
+    return found
+
+
+#: The head of a `launch`, which is new at each call; addresses follow.
+_HEAD, _ADDRESSES = Struct("6q3d"), Struct("10Q")
+
+
+class Memory:
+    """### The arrays and the arguments of a loop of `n` elements"""
+
+    def __init__(self, kernel: LoopKernel, n: int) -> None:
+        dtype, padded = np.dtype(str(kernel.real).removeprefix("torch.")), -(-n // LANES) * LANES
+        rows = kernel.tensors + kernel.arrays + 1
+        whole = np.zeros((rows * padded + LANES) * dtype.itemsize, np.uint8)
+        first = -whole.ctypes.data % 64
+        values = whole[first : first + rows * padded * dtype.itemsize].view(dtype).reshape(rows, padded)
+        self.n, self.bytes = n, whole.nbytes
+        self.is_padded = 0 < n < padded
+        self.param, self.grad, self.expected = values[0], values[1], values[-1][:n]
+        self.arrays = list(values[kernel.tensors : -1])
+        self.x, self.jac = self.param[:n], self.grad[:n]
+        self.numbers = array("d", bytes(8 * kernel.numbers))
+        places = array("Q", (row.ctypes.data for row in values))
+        others = [array("d", bytes(8 * k)) for k in (kernel.scalars, kernel.width, -(-n // BLOCK))]
+        self._kept = (whole, places, others)
+        self._put_numbers = Struct(f"{kernel.numbers}d").pack_into
+        self._launch = bytearray(_HEAD.size + _ADDRESSES.size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._launch))
+        addresses = [a.buffer_info()[0] for a in (self.numbers, *others, places)]
+        self._addresses = [*addresses, places[-1]]
+        self._closeness, self._step = CLOSENESS[kernel.real], kernel.step
+        self._runtime = compiler.openmp() if n >= fused.THREADING_ELEMENTS else None
+        self.native(0)
+
+    def native(self, gradient: int) -> None:
+        """### Take this function as the gradient"""
+        _ADDRESSES.pack_into(self._launch, _HEAD.size, *self._addresses, gradient, *(self._runtime or (0, 0, 0)))
+
+    def begin(self, x: Any, numbers: Any, arrays: Any) -> None:
+        """### Put everything in its place: where to begin, hyper-parameters and numbers of the gradient, its arrays"""
+        self.x[:] = x.ravel()
+        self._put_numbers(self.numbers, 0, *numbers)
+        for row, values in zip(self.arrays, arrays):
+            row[: self.n] = values.ravel()
+        if self.is_padded:
+            # What is beyond the end does as the last element does, and is not counted.
+            for row in (self.param, *self.arrays):
+                row[self.n :] = row[self.n - 1]
+
+    def run(self, first: int, last: int, tolerance: float) -> tuple[int, int, float]:
+        """### Steps `first + 1` to `last`: how it ended, after which step, and the square of the last way"""
+        threads = 1
+        if self._runtime is not None:
+            threads = 1 if fused._forked else torch.get_num_threads()
+        launch = self._launch
+        _HEAD.pack_into(launch, 0, self.n, first, last, threads, 0, first, tolerance, 0.0, self._closeness)
+        ending = self._step(self.address)
+        _, _, _, _, _, step, _, moved, _ = _HEAD.unpack_from(launch)
+        return ending, step, moved
+
+
+def descend(memory: Memory, steps: int, tolerance: float, slow: bool) -> tuple[int, int, float]:
+    """
+    ## Up to `steps` steps
+
+    Some at a time, so that a long run can be interrupted; few at first if the gradient may be `slow`.
+    """
+    some, done = (16 if slow else max(1, 10_000_000 // (memory.n or 1))), 0
+    while True:
+        last = min(done + some, steps)
+        began = perf_counter()
+        ending, done, moved = memory.run(done, last, tolerance)
+        if ending != GOES_ON or done >= steps:
+            return ending, done, moved
+        if perf_counter() - began < SECONDS:
+            some *= 4

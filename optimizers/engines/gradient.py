@@ -20,21 +20,19 @@ from __future__ import annotations
 import ctypes
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optimizers.engines.program import Node, Program, Unrecordable, path, program_of, refuse
+from optimizers.engines.program import Program, Unrecordable, path, program_of, refuse
 from optimizers.engines.recorder import Mask, Recorded, Tape, select
 
 #: How many arrays a gradient may use besides its argument.
 MOST_ARRAYS = 8
 
 
-@dataclass(frozen=True)
 class Recording:
     """
     ## What following a gradient gives
@@ -43,19 +41,16 @@ class Recording:
     recordings of one formula.
     """
 
-    node: Node
-    result: int
-    numbers: list[float]
-    arrays: list[Any]
-    _tape: Tape
+    __slots__ = ("arrays", "key", "leaves", "node", "numbers", "result")
 
-    @property
-    def key(self) -> Any:
-        return self.node, self.result, len(self.arrays)
+    def __init__(self, tape: Tape, result: int, arrays: list[Any]) -> None:
+        self.node, self.result, self.numbers, self.arrays = tape.node, result, tape.scalars, arrays
+        self.leaves = tape.leaves
+        self.key = (tape.node, result, len(arrays))
 
     @property
     def program(self) -> Program:
-        return program_of(self._tape.leaves, path(self.node))
+        return program_of(self.leaves, path(self.node))
 
 
 # Recordings may be nested, and made by several threads; each has a tape of its own while it lasts.
@@ -65,16 +60,15 @@ _free_tapes: list[Tape] = []
 def record(function: Callable[[Any], Any], like: Any) -> Recording:
     """## Follow a gradient. `like` is an array as its argument will be. Raises `Unrecordable`"""
     tape = _free_tapes.pop() if _free_tapes else Tape(("param", *(f"array{k}" for k in range(MOST_ARRAYS))))
-    tape.rewind()
+    # Points change no value in place, so there is nothing else to rewind.
+    tape.node, tape.scalars = tape.root, []
     follower = _Follower(tape, like)
     try:
         value = follower.value(function(Point(follower, tape.values[0])))
         if value.__class__ is not Recorded:
             # A number, or a comparison.
             refuse("the gradient is not an array", "a kernel needs a number for each element")
-        if any(value.id != id for value, id in tape.starts):
-            refuse("the gradient writes to its argument", "a kernel only reads it")
-        return Recording(tape.node, value.id, tape.scalars, follower.arrays, tape)
+        return Recording(tape, value.id, follower.arrays)
     except Unrecordable:
         raise
     except Exception as error:
@@ -111,15 +105,16 @@ class _Follower:
             array = array.detach().cpu().numpy()
         if array.dtype.kind not in "fiu":
             refuse(f"an array of {array.dtype} is an operand", "a kernel takes real numbers")
-        if array.size == 1 and array.ndim <= len(self.like.shape):
+        shape = tuple(self.like.shape)
+        if array.size == 1 and array.ndim <= len(shape):
             return float(array.reshape(())[()])
         for k, known in enumerate(self.arrays):
             if known is array:
                 return self.tape.values[1 + k]
         if len(self.arrays) == MOST_ARRAYS:
             refuse(f"more than {MOST_ARRAYS} arrays are operands", "put what is fixed into one")
-        if array.ndim > len(self.like.shape):
-            refuse(f"an array of shape {array.shape} is an operand", "the result would have another shape")
+        if array.shape != shape:
+            refuse(f"an array of shape {array.shape} is an operand", f"a kernel takes those of x0, {shape}")
         self.arrays.append(array)
         return self.tape.values[len(self.arrays)]
 

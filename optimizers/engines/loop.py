@@ -104,7 +104,8 @@ class LoopRule:
     scalars: dict[str, Symbol]
     initial: dict[str, Expr]
     param: Symbol
-    _sources: dict[Any, str] = field(default_factory=dict, compare=False)
+    #: The compiled loops of this rule, by the form of the gradient.
+    kernels: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, subject: Subject) -> LoopRule:

@@ -56,7 +56,8 @@ class Watch:
         self._names: dict[int, tuple[Mapping[str, Any], dict[str, None]]] = {}
         for name in roots:
             self._note_member(name)
-        self._bases = [kind.__bases__ for kind in self._classes]
+        # Another base anywhere makes another tuple.
+        self._class, self._order = cls, cls.__mro__
         self._members = [(vars(kind).values(), tuple(vars(kind).values())) for kind in self._classes]
         tables = [(table, itemgetter(*names)) for table, names in self._names.values()]
         self._tables = [(table, get, get(table)) for table, get in tables]
@@ -66,7 +67,7 @@ class Watch:
         try:
             return (
                 self.is_settled
-                and [kind.__bases__ for kind in self._classes] == self._bases
+                and self._class.__mro__ is self._order
                 and not [1 for members, before in self._members if tuple(members) != before]
                 and not [1 for table, get, before in self._tables if get(table) != before]
                 and not [1 for cell, before in self._cells if cell.cell_contents != before]
