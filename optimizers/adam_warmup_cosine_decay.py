@@ -72,6 +72,6 @@ class AdamWarmupCosineDecay(AdamWarmup):
             return super().get_lr(state, group)
         # $p = \min (1, \frac{t - w}{T - w})$
         progress = min(1.0, (t - warmup) / max(1, total_steps - warmup))
-        # $\alpha \max (0.1, \frac{1 + \cos \pi p}{2})$
+        # $\alpha \max (0.1, \frac{1 + \cos(\pi p)}{2})$
         lr: float = group["lr"] * max(0.1, 0.5 * (1.0 + cos(pi * progress)))
         return lr

@@ -87,7 +87,8 @@ class AdEMAMix(Adam):
         if beta1 == 0:
             return beta3, alpha * part
         start, end = log(beta1), log(beta3)
-        # $$\beta_{3,t} = \exp \frac{\ln \beta_1 \ln \beta_3}{(1 - t/T) \ln \beta_3 + (t/T) \ln \beta_1}$$
+        # $\beta_{3,t} = \exp \frac{\ln \beta_1 \ln \beta_3}{(1 - t/T) \ln \beta_3 + (t/T) \ln \beta_1}$
+        # and $a_t = a \frac{t}{T}$
         return min(beta3, exp(start * end / ((1 - part) * end + part * start))), alpha * part
 
     def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:

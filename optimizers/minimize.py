@@ -30,9 +30,10 @@ or `max_steps` are done. So a rule that stands still for a step, at a learning r
   `void (const double *theta, double *grad, int64_t n)`.
 
 If it is compiled, or does the same to each element, the whole loop becomes [one kernel](engines/loop.html): gradient,
-update and test. A Python function is then called twice only: once with a stand-in that [writes down](engines/gradient.html)
-what is done to it, and once with `x0`, to see whether that agrees. So it should be a function of its argument and of
-nothing that changes during the walk; constants may change between walks. `result.way` says which way was taken:
+update and test. A Python function is then called once for each walk, with a stand-in that
+[writes down](engines/gradient.html) what is done to it, and at its first walk with `x0` too, to see whether that
+agrees. So it should be a function of its argument and of nothing that changes during a walk; constants may change
+between walks. `result.way` says which way was taken:
 
 * `"one kernel"`;
 * `"one kernel, called for each step"`, where there is a `callback`;
@@ -149,7 +150,8 @@ def _parts() -> tuple[type[OptimizeResult], type[Walk]]:
         from scipy.optimize import OptimizeResult
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'minimize gives its answers as scipy does, and scipy is missing: pip install "literate-optimizers[minimize]"'
+            'minimize answers as scipy does, and scipy is missing: pip install "literate-optimizers[minimize]"',
+            name="scipy",
         ) from error
     from optimizers.engines.walk import Walk
 

@@ -23,7 +23,8 @@ o_t &\leftarrow U V^\top \qquad \text{where } U \Sigma V^\top = (1 - \mu)\, g_t 
 * $\lambda$ is `weight_decay`, decoupled.
 
 **Newton and Schulz** make a matrix orthogonal by products alone, in bfloat16 if need be. First divide by the norm,
-so that all singular values lie in $(0, 1]$. Then repeat, with $X$ lying down,
+so that all singular values lie in $(0, 1]$ ($\delta$ is 1, but 1.01 for the Polar Express). Then repeat, with $X$ lying
+down,
 
 $$X \leftarrow a X + (b A + c A^2) X, \qquad A = X X^\top$$
 
@@ -147,7 +148,7 @@ class Muon(GenericAdaptiveOptimizer):
         x = matrix.bfloat16()
         stands = matrix.size(0) > matrix.size(1)
         x = x.T if stands else x
-        # $$X \leftarrow \frac{X}{\lVert X \rVert}$$
+        # $$X \leftarrow \frac{X}{\delta \max(\lVert X \rVert, \epsilon)}$$
         x = x / (x.norm().clamp(min=group["eps"]) * (DAMPING if polar_express else 1.0))
         for a, b, c in _polar_express(turns) if polar_express else [group["ns_coefficients"]] * turns:
             # $$A = X X^\top$$
@@ -164,10 +165,11 @@ class Muon(GenericAdaptiveOptimizer):
         # $$o_t \leftarrow U V^\top \text{ of } g_t + \mu (m_t - g_t)$$
         o = self.orthogonalize(group, grad.lerp(m, mu) if group["nesterov"] else m)
         rows, columns = param.shape
-        # $s$
         if group["adjust_lr_fn"] == "match_rms_adamw":
+            # $s = 0.2 \sqrt{\max(\text{rows}, \text{columns})}$
             scale = 0.2 * math.sqrt(max(rows, columns))
         else:
+            # $s = \sqrt{\max(1, \text{rows} / \text{columns})}$
             scale = math.sqrt(max(1, rows / max(1, columns)))
         # $$\theta_t \leftarrow \theta_{t-1} - \alpha\, s\, o_t$$
         param.add_(o, alpha=-(self.get_lr(state, group) * scale))

@@ -63,7 +63,7 @@ class Noam(Adam):
     def get_lr(self, state: dict[str, Any], group: dict[str, Any]) -> float:
         r"""### Learning rate $\alpha_t$ at this step"""
         t, warmup = state["step"], group["warmup"]
-        # $\frac{1}{\sqrt t}$, and before the peak $\frac{t}{w^{3/2}}$
+        # $$\begin{cases} \frac{1}{\sqrt t} & t \ge w \\ \frac{t}{w^{3/2}} & \text{otherwise} \end{cases}$$
         factor = t**-0.5 if t >= warmup else t * warmup**-1.5
         # $\alpha \frac{1}{\sqrt{d_{model}}} \min (\frac{1}{\sqrt t}, \frac{t}{w^{3/2}})$
         lr: float = group["lr"] * group["d_model"] ** -0.5 * factor

@@ -140,7 +140,7 @@ class RAdam(Adam):
                 adaptive = 1.0 / v.sqrt().div_(bias_correction2**0.5).add_(group["eps"])
             # $$\alpha\, \hat m_t\, l_t\, r_t$$
             update.mul_(adaptive).mul_(r)
-        # $$\theta_t \leftarrow \theta_{t-1} - \alpha\, \hat m_t\, l_t\, r_t$$
+        # $$\theta_t \leftarrow \theta_{t-1} - \text{update}$$
         param.sub_(update)
 
     def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:

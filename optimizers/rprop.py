@@ -114,8 +114,9 @@ class Rprop(GenericAdaptiveOptimizer):
         # $$g_{t-1}\, g_t$$
         agreement = grad.mul(state["prev"])
         turned = agreement.lt(0)
-        # $$\eta^+,\; \eta^- \text{ or } 1$$
+        # $$\begin{cases} \eta^+ & g_{t-1}\, g_t > 0 \\ 1 & \text{otherwise} \end{cases}$$
         factor = torch.where(agreement.gt(0), eta_plus, torch.ones_like(grad))
+        # $$\text{factor} \leftarrow \eta^- \quad \text{where } g_{t-1}\, g_t < 0$$
         factor = torch.where(turned, eta_minus, factor)
         # $$\eta_t \leftarrow \min(\max(\eta_{t-1} \cdot \text{factor}, \eta_{min}), \eta_{max})$$
         eta.mul_(factor).clamp_(eta_min, eta_max)

@@ -133,7 +133,7 @@ class SGD(GenericAdaptiveOptimizer):
         """### One step of one parameter"""
         if group["momentum"] != 0:
             v = self.get_velocity(state, group, grad)
-            # $$g_t \leftarrow g_t + \mu\, v_t$$
+            # $$g_t \leftarrow \begin{cases} g_t + \mu\, v_t & \text{nesterov} \\ v_t & \text{otherwise} \end{cases}$$
             grad = grad.add(v, alpha=group["momentum"]) if group["nesterov"] else v
         # $$\theta_t \leftarrow \theta_{t-1} - \alpha\, g_t$$
         param.add_(grad, alpha=-group["lr"])

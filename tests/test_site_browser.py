@@ -87,12 +87,17 @@ class Reader:
         self.page = self.context.new_page()
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
-        self.page.on("requestfailed", lambda request: self.troubles.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("request", self._asked)
 
     def _said(self, message):
         if message.type in ("error", "warning"):
             self.troubles.append(f"{message.type}: {message.text}")
+
+    def _failed(self, request):
+        # Who goes on to another page waits no longer for this one's icon.
+        if request.failure != "net::ERR_ABORTED":
+            self.troubles.append(f"failed: {request.url}")
 
     def _asked(self, request):
         if not request.url.startswith((self.root, "data:")):
@@ -101,6 +106,14 @@ class Reader:
     def open(self, address):
         self.page.goto(f"{self.root}/{address}")
         return self.page
+
+    def visit(self, address):
+        self.troubles.clear()
+        self.address = address
+        self.page.set_viewport_size(WIDE)
+        self.page.emulate_media(color_scheme="light")
+        self.open(address)
+        return self
 
 
 @pytest.fixture
@@ -117,6 +130,19 @@ def reader(chromium, site):
         each.context.close()
     troubles = [trouble for each in readers for trouble in each.troubles]
     assert not troubles
+
+
+@pytest.fixture(scope="module")
+def tab(chromium, site):
+    one = Reader(chromium, site.as_uri())
+    yield one
+    one.context.close()
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def visit(request, tab):
+    """Each page, opened once for all tests that ask for it: they come one after the other."""
+    return tab.visit(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -318,18 +344,14 @@ RENDERED = """() => {
 }"""
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_without_scripts_there_are_as_many_rendered_formulas_as_in_the_source(reader, page):
-    window = reader(java_script_enabled=False).open(page)
-    assert window.evaluate(RENDERED) == {"count": formulas_of(page), "unseen": 0, "unread": 0}
-    assert not window.locator(".search, button.theme").filter(visible=True).count()
+def test_there_are_as_many_rendered_formulas_as_in_the_source(visit):
+    assert visit.page.evaluate(RENDERED) == {"count": formulas_of(visit.address), "unseen": 0, "unread": 0}
 
 
 # Every page, as it is seen
 
-SEEN = """async () => {
+FONTS = """async () => {
   await document.fonts.ready;
-  await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)));
   const fonts = new Set();
   for (const element of document.querySelectorAll(".katex-html *")) {
     if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
@@ -337,31 +359,40 @@ SEEN = """async () => {
     const { fontStyle, fontWeight, fontFamily } = getComputedStyle(element);
     fonts.add(`${fontStyle} ${fontWeight} 16px ${fontFamily.split(",")[0]}`);
   }
-  const scrolled = [...document.querySelectorAll("body *")].filter((element) =>
-    element.scrollWidth > element.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(element).overflowX));
   return {
-    width: document.scrollingElement.scrollWidth,
     katex: [...fonts].filter((font) => /KaTeX/.test(font)).length,
     others: [...fonts].filter((font) => !/KaTeX/.test(font)),
     missing: [...fonts].filter((font) => !document.fonts.check(font)),
     broken: [...document.fonts].filter((font) => font.status === "error").map((font) => font.family),
-    unreachable: scrolled.filter((element) => element.tabIndex < 0).map((element) => element.outerHTML.slice(0, 200)),
   };
 }"""
+WIDTH = """async () => {
+  await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)));
+  return document.scrollingElement.scrollWidth;
+}"""
+UNREACHABLE = """() => [...document.querySelectorAll("body *")]
+  .filter((element) => element.scrollWidth > element.clientWidth + 1 && element.tabIndex < 0)
+  .filter((element) => /auto|scroll/.test(getComputedStyle(element).overflowX))
+  .map((element) => element.outerHTML.slice(0, 200))"""
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page_fits_its_window_has_its_fonts_and_asks_nobody(reader, page):
-    window = reader().open(page)
+def test_page_has_the_fonts_of_its_formulas(visit):
+    fonts = visit.page.evaluate(FONTS)
+    assert bool(fonts.pop("katex")) == bool(formulas_of(visit.address) or visit.page.locator(".katex").count())
+    assert fonts == {"others": [], "missing": [], "broken": []}
+
+
+def test_page_fits_its_window_and_what_scrolls_is_reached_by_the_keyboard(visit):
     for size in (WIDE, NARROW):
-        window.set_viewport_size(size)
+        visit.page.set_viewport_size(size)
         for theme in THEMES:
-            window.emulate_media(color_scheme=theme)
-            seen = window.evaluate(SEEN)
-            assert seen["width"] <= size["width"], f"wider than {size['width']} px"
-            assert not {*seen["missing"], *seen["broken"], *seen["others"]}, "fonts that formulas are not made for"
-            assert not seen["unreachable"], "what scrolls can't be reached by the keyboard"
-            assert seen["katex"] or not formulas_of(page)
+            visit.page.emulate_media(color_scheme=theme)
+            assert visit.page.evaluate(WIDTH) <= size["width"], f"{theme}, {size['width']} px"
+        assert not visit.page.evaluate(UNREACHABLE), f"{size['width']} px"
+
+
+def test_page_says_no_error_and_asks_nobody(visit):
+    assert not visit.troubles
 
 
 def test_what_would_be_found_is_found(chromium, tmp_path):
@@ -371,9 +402,9 @@ def test_what_would_be_found_is_found(chromium, tmp_path):
         "<div style='width: 2000px'>wide</div><div style='overflow: auto; width: 9px'>scrolls</div>"
     )
     window = Reader(chromium, tmp_path.as_uri())
-    seen = window.open("page.html").evaluate(SEEN)
-    assert seen["width"] > 1280
-    assert len(seen["unreachable"]) == 1
+    page = window.open("page.html")
+    assert page.evaluate(WIDTH) > 1280
+    assert len(page.evaluate(UNREACHABLE)) == 1
     told = "\n".join(window.troubles)
     for trouble in ("said", "warned", "thrown", "failed: file:///", "left: https://example.org/x.js"):
         assert trouble in told
@@ -382,9 +413,14 @@ def test_what_would_be_found_is_found(chromium, tmp_path):
 
 @pytest.mark.parametrize("page", ["index.html", "adam.html", "radam.html", "engines/eager.html", "performance.html"])
 def test_page_reads_the_same_without_scripts(reader, page):
-    read = [reader(java_script_enabled=scripts).open(page).inner_text("main") for scripts in (True, False)]
-    assert read[0] == read[1]
-    assert len(read[0]) > 300
+    with_scripts, without = (reader(java_script_enabled=enabled).open(page) for enabled in (True, False))
+    text = without.inner_text("main")
+    assert text == with_scripts.inner_text("main")
+    assert len(text) > 300
+    assert without.evaluate(RENDERED) == {"count": formulas_of(page), "unseen": 0, "unread": 0}
+    switches = ".search, button.theme"
+    assert with_scripts.locator(switches).filter(visible=True).count() == 2
+    assert not without.locator(switches).filter(visible=True).count()
 
 
 AXE_RUN = """(options) => axe.run(document, { resultTypes: ["violations"], preload: false, ...options }).then((found) =>
@@ -392,16 +428,22 @@ AXE_RUN = """(options) => axe.run(document, { resultTypes: ["violations"], prelo
 
 
 def violations(window, theme):
-    """Rules about colours are tried in both themes; the others ask for nothing that the theme changes."""
+    """The rule about colours is tried in both themes; the others ask for nothing that the theme changes."""
     window.emulate_media(color_scheme=theme)
     if not window.evaluate("() => 'axe' in window"):
         window.evaluate(AXE.read_text(encoding="utf-8"))
-    return window.evaluate(AXE_RUN, {"runOnly": ["color-contrast", "link-in-text-block"]} if theme == "dark" else {})
+    return window.evaluate(AXE_RUN, {"runOnly": ["color-contrast"]} if theme == "dark" else {})
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_axe_finds_no_violation_in_both_themes(reader, page):
-    window = reader().open(page)
+#: One page of each kind. The others take a second each.
+OF_EACH_KIND = ("index.html", "performance.html", "playground.html", "radam.html", "engines/cohort.html")
+
+
+@pytest.mark.parametrize(
+    "page", [page if page in OF_EACH_KIND else pytest.param(page, marks=pytest.mark.slow) for page in PAGES]
+)
+def test_axe_finds_no_violation_in_both_themes(tab, page):
+    window = tab.visit(page).page
     # What is folded away is looked at too.
     window.evaluate("() => document.querySelectorAll('details').forEach((each) => (each.open = true))")
     for theme in THEMES:

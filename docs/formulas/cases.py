@@ -63,7 +63,13 @@ CASES: dict[str, list[Case]] = {
     "lion": [Case("Lion", {"lr": 0.3, "betas": (0.7, 0.9)})],
     "muon": [
         Case("Muon", {**_MUON, **options}, reading="tensors")
-        for options in ({}, {"nesterov": False}, {"polar_express": True}, {"eps": 50.0}, {"adjust_lr_fn": "match_rms_adamw"})
+        for options in (
+            {},
+            {"nesterov": False},
+            {"polar_express": True},
+            {"eps": 50.0},
+            {"adjust_lr_fn": "match_rms_adamw"},
+        )
     ],
     "nadam": [
         Case("NAdam", {**_ADAM, "momentum_decay": 0.3}, {"mu_product": r"\prod_{i=1}^{t-1} \mu_i"}, tolerance=2e-6)
@@ -86,9 +92,7 @@ CASES: dict[str, list[Case]] = {
             {"momentum": 0.7, "moving_average": True},
         )
     ],
-    "sophia": [
-        Case("Sophia", {**_ADAM, "rho": 0.8}, reading=reading) for reading in ("recorded", "hessian")
-    ],
+    "sophia": [Case("Sophia", {**_ADAM, "rho": 0.8}, reading=reading) for reading in ("recorded", "hessian")],
     "weight_decay": [
         Case("SGD", {"lr": 0.3, "weight_decay": 0.2}),
         *(Case("SGD", {"lr": 0.3, "weight_decay": 0.2, "absolute": absolute}) for absolute in (False, True)),
@@ -98,7 +102,7 @@ CASES: dict[str, list[Case]] = {
 #: Letters of single pages, by expressions of the code below them.
 LETTERS: dict[str, dict[str, str]] = {
     "adagrad": {"s_0": "group['initial_accumulator_value']"},
-    "muon": {"X": "x", "s": "scale"},
+    "muon": {"X": "x", "s": "scale", r"\delta": "DAMPING if polar_express else 1.0"},
     "sgd": {r"\beta": "group['momentum']"},
     # Between two estimates the curvature does not change.
     "sophia": {"h_t": "state['hessian']", "B": "n_tokens", r"\hat g": "grad"},

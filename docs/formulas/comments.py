@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from docs.formulas.notation import Formula, Name, Unreadable, read, read_condition, read_name, split
-from docs.site.source import Definition, Module, read_module
+from docs.formulas.formula import Formula, Name, Unreadable
+from docs.formulas.notation import read, read_condition, read_name, split
+from docs.site.source import Module, read_module
 
 _MATHS = re.compile(r"\$\$(.*?)\$\$|\$(.*?)\$", re.S)
 _COMMA = r",\s*\\q?quad(?![a-zA-Z])"
@@ -37,13 +38,17 @@ class Equation:
 
 @dataclass
 class Comment:
-    """A formula comment. `lines` are those of its statements, `targets` are the expressions whose values these make."""
+    """
+    A formula comment. `lines` are those of its statements, `targets` are the expressions whose values these make.
+    `in_place` says that the value was there before, `returns` that it is what the function gives.
+    """
 
     page: Path
     line: int
     latex: list[str]
     lines: range
     targets: list[str]
+    in_place: bool
     returns: bool
     code: str
 
@@ -54,8 +59,10 @@ class Comment:
 
     def equations(self) -> list[Equation]:
         """Read the formulas. Raises `Unreadable`."""
+        if not self.targets:
+            raise Unreadable("it stands above no operation")
         if len(self.latex) != len(self.targets):
-            raise Unreadable(f"{len(self.latex)} formulas stand above {len(self.targets)} values")
+            raise Unreadable(f"formulas: {len(self.latex)}, values that the lines below make: {len(self.targets)}")
         return [read_equation(latex) for latex in self.latex]
 
 
@@ -78,14 +85,19 @@ def read_equation(latex: str) -> Equation:
     except Unreadable:
         pass
     condition = read_condition(conditions[0]) if conditions else None
-    return Equation(latex, result, [read(side) for side in sides], condition, where)
+    formulas = [read(side) for side in sides]
+    if unused := where.keys() - {name for each in (*formulas, *where.values()) for name in each.names()}:
+        raise Unreadable(f"{min(map(str, unused))} is defined and not used")
+    return Equation(latex, result, formulas, condition, where)
 
 
 def definitions(docstring: str) -> dict[Name, str]:
     """What the aligned blocks of a page define, by name."""
     found: dict[Name, str] = {}
     for block in re.findall(r"\\begin\{align\}(.*?)\\end\{align\}", docstring, re.S):
-        for row in re.split(r"\\\\|\\qquad|(?<!\\)&\s*\n", re.sub(r"\\begin\{cases\}.*?\\end\{cases\}", "", block, flags=re.S)):
+        for row in re.split(
+            r"\\\\|\\qquad|(?<!\\)&\s*\n", re.sub(r"\\begin\{cases\}.*?\\end\{cases\}", "", block, flags=re.S)
+        ):
             left, *right = list(split(row.replace("&", ""), r"\\leftarrow(?![a-zA-Z])|="))
             try:
                 found.setdefault(read_name(left), right[0])
@@ -100,23 +112,23 @@ def page_of(path: Path) -> Module:
 
 
 def comments(page: Module) -> Iterator[Comment]:
-    """All formula comments of a page that stand above a statement."""
-    notes = {s.note_lines.stop: s for s in page.sections[1:] if not s.name and re.search(r"^\$", s.notes, re.M)}
-    for block in _blocks(page.tree):
-        for place, statement in enumerate(block):
-            section = notes.get(statement.lineno)
-            if section is None or isinstance(statement, _COMPOUND):
-                continue
-            latex = [a or b for a, b in _MATHS.findall(_formulas(section.notes))]
-            below = _enough(block[place:], len(latex))
-            targets = [ast.unparse(target) for each in below for target in _targets(each)]
-            lines = range(statement.lineno, (below[-1].end_lineno or 0) + 1)
-            code = "\n".join(page.lines[line - 1].strip() for line in lines)
-            returns = isinstance(below[-1], ast.Return)
-            yield Comment(page.path, section.note_lines.start, latex, lines, targets, returns, code)
-
-
-_COMPOUND = (ast.If, ast.For, ast.While, ast.With, ast.Try, Definition)
+    """All formula comments in the functions of a page. What stands above no statement has no targets."""
+    blocks = list(_blocks(page.tree))
+    above = {statement.lineno: block[place:] for block in blocks for place, statement in enumerate(block)}
+    inside = {line for block in blocks for line in range(block[0].lineno, (block[-1].end_lineno or 0) + 1)}
+    for section in page.sections[1:]:
+        if section.name or section.note_lines.start not in inside or not re.search(r"^\$", section.notes, re.M):
+            continue
+        latex = [a or b for a, b in _MATHS.findall(_formulas(section.notes))]
+        below = _enough(above.get(section.note_lines.stop, []), len(latex))
+        targets = [ast.unparse(target) for each in below for target in _targets(each)]
+        lines = range(below[0].lineno, (below[-1].end_lineno or 0) + 1) if targets else range(0)
+        code = "\n".join(page.lines[line - 1].strip() for line in lines)
+        kinds = (
+            isinstance(below[-1], ast.Expr) if targets else False,
+            isinstance(below[-1], ast.Return) if targets else False,
+        )
+        yield Comment(page.path, section.note_lines.start, latex, lines, targets, *kinds, code)
 
 
 def _blocks(tree: ast.AST, inside: bool = False) -> Iterator[list[ast.stmt]]:
@@ -125,7 +137,7 @@ def _blocks(tree: ast.AST, inside: bool = False) -> Iterator[list[ast.stmt]]:
         within = inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
         if within:
             for part in ("body", "orelse", "finalbody"):
-                if isinstance(block := getattr(child, part, None), list):
+                if isinstance(block := getattr(child, part, None), list) and block:
                     yield block
         yield from _blocks(child, within)
 
@@ -142,11 +154,14 @@ def _formulas(notes: str) -> str:
 
 
 def _enough(statements: list[ast.stmt], values: int) -> list[ast.stmt]:
-    """As many of the statements as make so many values."""
-    for count in range(1, len(statements) + 1):
-        if sum(len(_targets(s)) for s in statements[:count]) >= values:
-            return statements[:count]
-    return statements
+    """As many of the statements as make so many values, if they follow each other line by line."""
+    below, made = statements[:1], len(_targets(statements[0])) if statements else 0
+    for statement in statements[1:]:
+        if made >= values or not _targets(statement) or statement.lineno != (below[-1].end_lineno or 0) + 1:
+            break
+        below.append(statement)
+        made += len(_targets(statement))
+    return below
 
 
 def _targets(statement: ast.stmt) -> list[ast.expr]:

@@ -8,18 +8,16 @@ each becomes one letter, and every product gets its sign. What is allowed is in 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
-import numpy as np
-from sympy import Expr, Symbol, lambdify
+from sympy import Expr, Symbol
 from sympy.parsing.latex.lark.latex_parser import LarkLaTeXParser
 from sympy.parsing.latex.lark.transformer import TransformToSymPyExpr
 
-#: Letters for matrices, whose products are those of matrices and keep their order.
-MATRICES = {"X", "A"}
+from docs.formulas.formula import Call, Formula, Name, Unreadable, is_matrix
+
 #: What stands in place of a name while sympy reads: for numbers and elements, and for matrices.
 _LETTERS, _CAPITALS = "abcfghjklmnopqrstuvwxyz", "ABXYZ"
 
@@ -27,7 +25,7 @@ _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu 
 _LETTER = rf"(?:\\(?:{'|'.join(_GREEK.split())}|Theta|Delta)(?![a-zA-Z])|[a-zA-Z]|\\text\{{[\w ]+\}})"
 _UPPER, _LOWER = r"\^(?:\{max\}|\+|-|\\top)", r"_(?:\{[^{}]*\}|\\infty|\w)"
 _NAME = re.compile(
-    rf"(?P<accent>\\(?:hat|bar|tilde)\s*)?(?P<brace>\{{)?(?P<letter>{_LETTER})(?(brace)\}})"
+    rf"(?:(?P<accent>\\(?:hat|bar|tilde))\s*(?P<brace>\{{)?)?(?P<letter>{_LETTER})(?(brace)\}})"
     rf"(?:(?P<upper>{_UPPER})(?P<lower>{_LOWER})?|(?P<lower2>{_LOWER})(?P<upper2>{_UPPER})?)?"
 )
 _FUNCTION = re.compile(r"\\(max|min|exp|ln|cos)(?![a-zA-Z])|\\text\{(sign|clip|round)\}(?=\s*\()")
@@ -37,142 +35,16 @@ _SPACE = re.compile(r"\\[,;!]|\\q?quad(?![a-zA-Z])|\\(?:[bB]igg?|left|right)(?![
 _RELATION = re.compile(r"(<|>|\\le(?![a-z])|\\ge(?![a-z]))")
 
 
-class Unreadable(Exception):
-    """A formula that is not in the notation of CONTRIBUTING.md; the message says what was not understood."""
-
-
-@dataclass(frozen=True)
-class Name:
-    r"""A letter with its accent and upper index, and its lower index: `\hat v` and `t-1`. Words are `\text{...}`."""
-
-    base: str
-    index: str = ""
-
-    def __str__(self) -> str:
-        index = self.index if len(self.index) < 2 or self.index[0] == "\\" else f"{{{self.index}}}"
-        return f"{self.base}_{index}" if index else self.base
-
-    def indexed(self, index: str) -> Name:
-        """The same with another index, beside its own."""
-        return Name(self.base, f"{self.index},{index}" if self.index and index else self.index or index)
-
-
-@dataclass
-class Call:
-    """A function of formulas. Cases are one too: of a formula and the sides and sign of its condition, in turn."""
-
-    function: str
-    arguments: list[Any]
-
-    def __str__(self) -> str:
-        return f"{self.function}({', '.join(map(str, self.arguments))})"
-
-
-class Lookup(Protocol):
-    """Gives the value of a name; `at` gives it for other steps."""
-
-    def __call__(self, name: Name) -> Any: ...
-    def at(self, name: Name, step: Any) -> Any: ...
-
-
-@dataclass
-class Formula:
-    """What was read: an expression of sympy, and the names and calls that its symbols stand for."""
-
-    latex: str
-    expr: Expr
-    parts: dict[Symbol, Name | Call] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return str(self.expr.subs({s: Symbol(str(p), commutative=s.is_commutative) for s, p in self.parts.items()}))
-
-    @cached_property
-    def name(self) -> Name | None:
-        """The name, where the formula is nothing else."""
-        part = self.parts.get(self.expr)
-        return part if isinstance(part, Name) else None
-
-    def names(self) -> Iterator[Name]:
-        """All names in it."""
-        for part in self.parts.values():
-            if isinstance(part, Name):
-                yield part
-            else:
-                for argument in part.arguments:
-                    yield from argument.names() if isinstance(argument, Formula) else ()
-
-    @cached_property
-    def _function(self) -> Callable[..., Any]:
-        return lambdify(list(self.parts), self.expr, "numpy")  # type: ignore[no-any-return]
-
-    def value(self, lookup: Lookup) -> Any:
-        """What it is where `lookup` gives the value of each name."""
-        values = [_value(part, lookup) for part in self.parts.values()]
-        with np.errstate(all="ignore"):
-            made = self._function(*values)
-        return made.view(np.ndarray) if isinstance(made, np.ndarray) else made
-
-
-class _Matrix(np.ndarray):
-    """An array whose products are those of matrices."""
-
-    def __mul__(self, other: Any) -> Any:
-        return np.matmul(self, other) if isinstance(other, _Matrix) else super().__mul__(other)
-
-    def __pow__(self, exponent: Any, *_: Any) -> Any:
-        return np.linalg.matrix_power(self, int(exponent))
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "max": np.maximum,
-    "min": np.minimum,
-    "exp": np.exp,
-    "ln": np.log,
-    "cos": np.cos,
-    "sign": np.sign,
-    "abs": np.abs,
-    "norm": lambda x: np.linalg.norm(np.asarray(x)),
-    "clip": lambda x, bound: np.clip(x, -bound, bound),
-    # To the dtype of the parameter, which is float64 here.
-    "round": lambda x: x,
-    "<": np.less,
-    ">": np.greater,
-    "\\le": np.less_equal,
-    "\\ge": np.greater_equal,
-}
-
-
-def _value(part: Name | Call, lookup: Lookup) -> Any:
-    if isinstance(part, Name):
-        value = lookup(part)
-        return value.view(_Matrix) if _is_matrix(part) else value
-    if part.function == "prod":
-        factor, last = part.arguments
-        numbers = np.arange(1, int(last.value(lookup)) + 1)
-        return np.prod(lookup.at(factor, numbers))
-    values = [argument.value(lookup) for argument in part.arguments]
-    if part.function == "cases":
-        # Each value with its condition; the last has none.
-        return np.select([np.asarray(c, bool) for c in values[1::2]], values[:-1:2], values[-1])
-    return FUNCTIONS[part.function](*values)
-
-
-def _is_matrix(part: Name | Call) -> bool:
-    return isinstance(part, Name) and part.base.removesuffix("^\\top") in MATRICES
-
-
-# ## Reading
-
-
-class _Transformer(TransformToSymPyExpr):  # type: ignore[misc]
+class _Transformer(TransformToSymPyExpr):
     def SYMBOL(self, token: Any) -> Symbol:
+        # sympy's name for what is a letter in the grammar.
         return Symbol(str(token), commutative=str(token) not in _CAPITALS)
 
 
 _parser = LarkLaTeXParser(transformer=_Transformer)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(plain: str) -> Expr:
     try:
         made = _parser.doparse(plain)
@@ -184,6 +56,7 @@ def _parsed(plain: str) -> Expr:
     return made
 
 
+@cache
 def read(latex: str) -> Formula:
     """Read a formula without `=` and arrow."""
     return _Reader(_SPACE.sub(" ", latex).replace("\\tfrac", "\\frac")).formula()
@@ -198,7 +71,7 @@ def read_name(latex: str) -> Name:
 
 
 def _name(found: re.Match[str]) -> Name:
-    accent, letter = (found["accent"] or "").strip(), found["letter"]
+    accent, letter = found["accent"], found["letter"]
     upper, lower = found["upper"] or found["upper2"] or "", found["lower"] or found["lower2"] or ""
     base = f"{accent} {letter}" if accent else letter
     return Name(base + upper.replace("{", "").replace("}", ""), re.sub(r"[_{}\s]", "", lower))
@@ -272,7 +145,7 @@ class _Reader:
     def _part(self, part: Name | Call) -> None:
         letter = next((k for k, known in self.parts.items() if known == part), None)
         if letter is None:
-            letters = _CAPITALS if _is_matrix(part) else _LETTERS
+            letters = _CAPITALS if is_matrix(part) else _LETTERS
             letter = next((k for k in letters if k not in self.parts), None)
             if letter is None:
                 raise Unreadable("a formula has too many names")

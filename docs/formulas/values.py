@@ -68,7 +68,7 @@ class ValueTape(Tape):
         self.shape = leaves["param"].shape
         super().__init__(tuple(leaves))
 
-    @property  # type: ignore[override]
+    @property
     def node(self) -> Node:
         """The place in the tree of readings; to go to the next is to evaluate it."""
         return self._node
@@ -88,7 +88,8 @@ class ValueTape(Tape):
 def look(value: Any) -> Any:
     """The value that something in a rule has now, or None if it is no number and no tensor."""
     if isinstance(value, (Recorded, Mask)):
-        return value._tape.known[value.id]
+        tape: Any = value._tape
+        return tape.known[value.id]
     if isinstance(value, Tensor):
         dense = value.detach().to_dense() if value.is_sparse else value.detach()
         return np.array(dense.numpy(), dtype=np.float64)

@@ -8,93 +8,35 @@ A name in a formula has the value that was given to it last: before the step, by
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
 
 from docs.formulas.comments import Comment, Equation
-from docs.formulas.notation import Formula, Name, Unreadable, read
+from docs.formulas.formula import Formula, Name, Unreadable
+from docs.formulas.letters import Letters, Names, Scope, usual, word
 from docs.formulas.values import look
-
-Names = dict[Name, Any]
 
 
 class Mismatch(Exception):
     """A formula is not what its line does; the message has both sides."""
 
 
-@dataclass
-class Letters:
-    """
-    What a page calls things. `state` and `group` are letters of entries, by name; `others` are expressions of the code
-    for further letters, and `defined` is what the aligned blocks say.
-    """
-
-    state: dict[str, list[Name]]
-    group: dict[Name, Any]
-    others: dict[Name, str]
-    defined: dict[Name, str]
-    of: Callable[[str], Name]
-
-
-@dataclass
-class Scope:
-    """The values of names at the step t; `where` are definitions of a single formula."""
-
-    letters: Letters
-    names: Names
-    where: dict[Name, Formula]
-    t: Any
-
-    def __call__(self, name: Name) -> Any:
-        """The value of a name. Raises `Unreadable` where it has none."""
-        if name in _CONSTANTS:
-            return _CONSTANTS[name]
-        if name == Name("t"):
-            return self.t
-        if name.base.endswith("^\\top"):
-            return self(Name(name.base.removesuffix("^\\top"), name.index)).T
-        word = Name(name.base.replace(" ", "_") if name.base.startswith("\\text") else "")
-        for other in (name, _usual(name), word):
-            if other in self.where:
-                return self.where[other].value(self)
-            if other in self.names:
-                return self.names[other]
-            if other in self.letters.group:
-                return self.letters.group[other]
-        if "t" not in name.index:
-            raise Unreadable(f"{name} is not known here")
-        if name.index == "t":
-            return self._definition(name).value(self)
-        return self.at(name, read(name.index).value(self))
-
-    def at(self, name: Name, step: Any) -> Any:
-        """The value that the head of the page defines for a name, at any step, or at many."""
-        # At another step only what does not change with the steps is known.
-        fixed = {k: v for k, v in self.names.items() if "t" not in k.index}
-        return self._definition(name).value(Scope(self.letters, fixed, {}, step))
-
-    def _definition(self, name: Name) -> Formula:
-        bases = {letter.base for letters in self.letters.state.values() for letter in letters}
-        general = Name(name.base, "t")
-        if name.base in bases or general not in self.letters.defined:
-            raise Unreadable(f"{name} is not known here")
-        return read(self.letters.defined[general])
-
-
-_CONSTANTS = {Name("\\pi"): np.pi}
+#: What may be nothing to one who multiplies in another order.
+_TINY = 1e-300
 
 
 @dataclass
 class _Frame:
-    """What is known of a function that runs."""
+    """What is known of a function that runs; `names` are those that only it knows."""
 
-    locals: dict[str, Any]
+    locals: dict[str, Any] = field(default_factory=dict)
+    names: Names = field(default_factory=dict)
     comment: Comment | None = None
     before: Names = field(default_factory=dict)
     old: list[Any] = field(default_factory=list)
@@ -106,12 +48,18 @@ class Watch:
     What was compared is in `checked`, what doesn't hold in `failures`, by comment.
     """
 
-    def __init__(self, file: str, found: list[Comment], letters: Letters, tolerance: float) -> None:
-        self.file, self.letters, self.tolerance = file, letters, tolerance
+    def __init__(
+        self,
+        file: str,
+        found: list[Comment],
+        equations: dict[str, list[Equation]],
+        letters: Letters,
+        tolerance: float,
+    ) -> None:
+        self.file, self.equations, self.letters, self.tolerance = file, equations, letters, tolerance
         self.starts = {comment.lines.start: comment for comment in found}
         self.checked: set[str] = set()
         self.failures: dict[str, str] = {}
-        self.equations: dict[str, list[Equation]] = {}
 
     def start(self, state: dict[str, Any], param: Any, grad: Any, t: int) -> None:
         """A reading begins."""
@@ -134,7 +82,7 @@ class Watch:
         def call(frame: FrameType, event: str, argument: Any) -> Any:
             if frame.f_code.co_filename != self.file:
                 return None
-            frames[frame] = _Frame({})
+            frames[frame] = _Frame()
             self._enter(frames[frame], frame)
             return line
 
@@ -147,10 +95,9 @@ class Watch:
     # ## What names stand for
 
     def _enter(self, known: _Frame, frame: FrameType) -> None:
-        """A hook is called: its arguments have names."""
-        for name, index in {"param": "t-1", "grad": "t"}.items():
-            if (value := look(frame.f_locals.get(name))) is not None:
-                self.names[self.letters.of(name).indexed(index)] = value
+        """A hook is called. The parameter that it is given may have decayed."""
+        if (value := look(frame.f_locals.get("param"))) is not None:
+            self.names[Name("\\theta", "t-1")] = value
         self._learn(known, frame)
 
     def _learn(self, known: _Frame, frame: FrameType) -> None:
@@ -163,14 +110,15 @@ class Watch:
                 continue
             known.locals[key] = value
             letter = self.letters.of(name)
-            if np.array_equal(value, self.names.get(letter.indexed("t-1"))):
+            if np.array_equal(value, self.names.get(letter.indexed("t-1"), np.nan)):
                 # The old value, which does not change before a line changes it.
                 continue
-            self.names[letter.indexed("t")] = value
+            names = known.names if key == name else self.names
+            names[letter.indexed("t")] = value
             if key == name:
-                self.names[_word(name)] = value
+                names[word(name)] = value
                 if letter not in self.letters.group:
-                    self.names[letter] = value
+                    names[letter] = value
 
     # ## Lines
 
@@ -184,11 +132,11 @@ class Watch:
                 self._learn(known, frame)
         if event == "line" and comment is None and frame.f_lineno in self.starts:
             known.comment = comment = self.starts[frame.f_lineno]
-            known.before = {**self.names, **self._others(frame)}
+            known.before = {**self.names, **known.names, **self._others(frame)}
             known.old = [None if comment.returns else _now(target, frame) for target in comment.targets]
         name = frame.f_code.co_name
         if event == "return" and name.startswith("get_") and (value := look(argument)) is not None:
-            self.names[_word(name.removeprefix("get_"))] = value
+            self.names[word(name.removeprefix("get_"))] = value
 
     def _others(self, frame: FrameType) -> Names:
         found = {name: look(_evaluated(code, frame)) for name, code in self.letters.others.items()}
@@ -203,11 +151,11 @@ class Watch:
         old = known.old if len(known.old) == len(made) else [None] * len(made)
         try:
             equations = self.equations[comment.place]
-            for equation, value, before in zip(equations, made, old, strict=True):
+            for equation, value, before, target in zip(equations, made, old, comment.targets, strict=True):
                 self._check(equation, names, value, before)
                 if equation.result:
-                    self._check_result(equation, frame, value)
-                    self.names[_usual(equation.result)] = value
+                    self._check_result(equation.result, frame, value, target, comment.in_place)
+                    self.names[usual(equation.result)] = known.names[usual(equation.result)] = value
         except (Unreadable, Mismatch, ValueError) as error:
             self.failures.setdefault(comment.place, str(error))
         self.checked.add(comment.place)
@@ -226,23 +174,23 @@ class Watch:
                 used = {str(name): lookup(name) for name in side.names() if name != Name("i")}
                 raise Mismatch(_both_sides(side, value, made, used))
 
-    def _check_result(self, equation: Equation, frame: FrameType, made: Any) -> None:
+    def _check_result(self, name: Name, frame: FrameType, made: Any, target: str, in_place: bool) -> None:
         """Whether the name that the formula gives to the value is that of what the line has changed."""
-        name, state = equation.result, frame.f_locals.get("state", self.state)
-        entries = {entry: self.letters.of(entry).base for entry in state}
-        for entry, thing in {**state, "param": self.param}.items():
-            if entries.get(entry, "\\theta") == name.base and not np.array_equal(look(thing), made):  # type: ignore[union-attr]
-                raise Mismatch(f"    the line does not change {name}\n    it made        {_shown(made)}")
-
-
-def _usual(name: Name) -> Name:
-    """The name by the step t, of one that is written for the first step, or for the last estimate."""
-    head, comma, last = name.index.rpartition(",")
-    return Name(name.base, head + comma + {"0": "t-1", "1": "t", "t-k": "t-1"}.get(last, last))
-
-
-def _word(name: str) -> Name:
-    return Name(rf"\text{{{name}}}")
+        is_decay = name.base == "\\theta" and frame.f_code.co_name == "__call__"
+        if name.index.endswith("t-1") != is_decay:
+            raise Mismatch(f"    {name} is no new value; only the decay gives the old parameter another one")
+        letter = self.letters.of(target)
+        others = [other for other, code in self.letters.others.items() if code == target]
+        is_lettered = target.isidentifier() and not letter.base.startswith("\\text")
+        if not in_place and is_lettered and name.base not in {each.base for each in (letter, word(target), *others)}:
+            raise Mismatch(f"    {name} is not what `{target}` is called")
+        changed = _evaluated(target, frame) if in_place else None
+        for entry, thing in {**frame.f_locals.get("state", self.state), "param": self.param}.items():
+            named = name.base in {letter.base for letter in self.letters.state.get(entry, [self.letters.of(entry)])}
+            differs = name.base != "g" and not np.array_equal(look(thing), made)
+            is_target = thing is changed or target == f"state[{entry!r}]"
+            if (named and differs) or (is_target and not named):
+                raise Mismatch(f"    the line does not change {name}\n    the line made  {_shown(made)}")
 
 
 def _evaluated(code: str, frame: FrameType) -> Any:
@@ -253,7 +201,7 @@ def _evaluated(code: str, frame: FrameType) -> Any:
         return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(code: str) -> CodeType:
     return compile(code, "<formula>", "eval")
 
@@ -270,7 +218,7 @@ def _agree(value: Any, made: Any, before: Any, tolerance: float) -> bool:
     moved = made
     if before is not None and np.shape(before) == made.shape and not np.array_equal(made, before):
         moved = made - before
-    return bool((np.abs(value - made) <= tolerance * np.abs(moved).max()).all())
+    return bool((np.abs(value - made) <= tolerance * np.abs(moved).max() + _TINY).all())
 
 
 def _both_sides(side: Formula, value: Any, made: Any, used: dict[str, Any]) -> str:
@@ -282,4 +230,3 @@ def _both_sides(side: Formula, value: Any, made: Any, used: dict[str, Any]) -> s
 def _shown(value: Any) -> str:
     numbers = np.asarray(value, np.float64).ravel()
     return ", ".join(f"{number:.10g}" for number in numbers[:3]) + (", ..." if len(numbers) > 3 else "")
-

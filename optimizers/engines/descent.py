@@ -83,6 +83,8 @@ def prepare(rule: Any, options: dict[str, Any], base: type) -> Ready:
             return found
         except (KeyError, TypeError):
             pass
+    if not callable(rule):
+        raise TypeError(f"optimizer must be a class such as optimizers.Adam. Received: {rule!r}")
     made = rule([torch.arange(1.0, 5.0, dtype=torch.float64).reshape(2, 2).requires_grad_()], **options)
     if not isinstance(made, base):
         return Ready(None, reason=f"{type(made).__name__} is no rule of this package")
@@ -160,8 +162,10 @@ class LoopKernel:
 
     def memory(self, n: int) -> Memory:
         """### Memory for `n` elements, which nobody else has"""
-        free = self._free.get(n)
-        return free.pop() if free else Memory(self, n)
+        try:
+            return self._free[n].pop()
+        except LookupError:
+            return Memory(self, n)
 
     def give_back(self, memory: Memory) -> None:
         """### Keep memory for the next call"""
@@ -205,9 +209,9 @@ class Memory:
         self._put_numbers = Struct(f"{kernel.numbers}d").pack_into
         self._launch = bytearray(_HEAD.size + _ADDRESSES.size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._launch))
-        addresses = [a.buffer_info()[0] for a in (self.numbers, *others, places)]
+        addresses = [one.buffer_info()[0] for one in (self.numbers, *others)] + [places.buffer_info()[0]]
         self._addresses = [*addresses, places[-1]]
-        self._closeness, self._step = CLOSENESS[kernel.real], kernel.step
+        self._real, self._step = kernel.real, kernel.step
         self._runtime = compiler.openmp() if n >= fused.THREADING_ELEMENTS else None
         self.native(0)
 
@@ -215,11 +219,20 @@ class Memory:
         """### Take this function as the gradient"""
         _ADDRESSES.pack_into(self._launch, _HEAD.size, *self._addresses, gradient, *(self._runtime or (0, 0, 0)))
 
-    def begin(self, x: Any, numbers: Any, arrays: Any) -> None:
-        """### Put everything in its place: where to begin, hyper-parameters and numbers of the gradient, its arrays"""
+    def begin(self, x: Any, numbers: Any, arrays: Any, expected: Any = None) -> None:
+        """
+        ### Put everything in its place
+
+        Where to begin, hyper-parameters and numbers of the gradient, its arrays; and if it is to be seen whether the
+        kernel calculates the gradient rightly, what is `expected` there.
+        """
+        self._closeness = -1.0
+        if expected is not None:
+            self._closeness = CLOSENESS[self._real]
+            self.expected[:] = expected.ravel()
         self.x[:] = x.ravel()
         self._put_numbers(self.numbers, 0, *numbers)
-        for row, values in zip(self.arrays, arrays):
+        for row, values in zip(self.arrays, arrays, strict=True):
             row[: self.n] = values.ravel()
         if self.is_padded:
             # What is beyond the end does as the last element does, and is not counted.

@@ -21,12 +21,12 @@ from torch.compiler import is_compiling
 
 
 def cos(number: Any) -> Any:
-    """### The cosine"""
+    """## The cosine"""
     return math.cos(number) if isinstance(number, (int, float)) else number.cos()
 
 
 def exp(number: Any) -> Any:
-    """### The exponential function"""
+    """## The exponential function"""
     if isinstance(number, (int, float)):
         # Of numbers that change torch.compile has powers, and no exponential function.
         return math.e**number if is_compiling() else math.exp(number)
@@ -34,12 +34,12 @@ def exp(number: Any) -> Any:
 
 
 def log(number: Any) -> Any:
-    """### The natural logarithm"""
+    """## The natural logarithm"""
     return math.log(number) if isinstance(number, (int, float)) else number.log()
 
 
 def float32_product(one: Any, two: Any) -> Any:
-    """### A product as float32 has it; that of symbols, of tensors and under `torch.compile` is not rounded"""
+    """## A product as float32 has it; that of symbols, of tensors and under `torch.compile` is not rounded"""
     if isinstance(one, (int, float)) and isinstance(two, (int, float)) and not is_compiling():
         return c_float(one * c_float(two).value).value
     return one * two

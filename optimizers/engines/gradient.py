@@ -23,11 +23,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from optimizers.engines.program import Program, Unrecordable, path, program_of, refuse
-from optimizers.engines.recorder import Mask, Recorded, Tape, select
+from optimizers.engines.recorder import Recorded, Tape, select
 
 #: How many arrays a gradient may use besides its argument.
 MOST_ARRAYS = 8
@@ -59,7 +58,10 @@ _free_tapes: list[Tape] = []
 
 def record(function: Callable[[Any], Any], like: Any) -> Recording:
     """## Follow a gradient. `like` is an array as its argument will be. Raises `Unrecordable`"""
-    tape = _free_tapes.pop() if _free_tapes else Tape(("param", *(f"array{k}" for k in range(MOST_ARRAYS))))
+    try:
+        tape = _free_tapes.pop()
+    except IndexError:
+        tape = Tape(("param", *(f"array{k}" for k in range(MOST_ARRAYS))))
     # Points change no value in place, so there is nothing else to rewind.
     tape.node, tape.scalars = tape.root, []
     follower = _Follower(tape, like)

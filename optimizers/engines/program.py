@@ -36,7 +36,7 @@ class Unrecordable(Exception):
 
 @dataclass
 class Step:
-    """### One line of a program: `value = name(*operands)`, and the line of the rule that it comes from"""
+    """## One line of a program: `value = name(*operands)`, and the line of the rule that it comes from"""
 
     value: int
     name: str

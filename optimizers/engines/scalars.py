@@ -14,8 +14,8 @@ A comparison of numbers makes two ways out of one, and in the kernel an `if` aro
 that differ in their numbers only, as those of a schedule do, share a program.
 
 Most of these numbers are the same at each step and are calculated before the loop. What is left is often $\beta^t$.
-To raise a number to a power takes 20 to 50 nanoseconds, as long as some dozens of elements. A running product takes one,
-and its rounding error is kept beside it as a second number, so that it does not grow with $t$.
+To raise a number to a power takes 20 to 50 nanoseconds, as long as some dozens of elements. A running product takes
+one, and its rounding error is kept beside it as a second number, so that it does not grow with $t$.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 from sympy import Add, Expr, Mul, Pow, Symbol
 from sympy.printing.c import C99CodePrinter
 
@@ -125,8 +124,8 @@ class RuleReader:
             )
         reading = _StepReading(self._subject, outcomes, tape)
         try:
-            way: Any = reading.branch()
-            return way  # type: ignore[no-any-return]
+            way: Way = reading.branch()  # type: ignore[assignment]
+            return way
         except Fork as fork:
             condition = inlined(fork.condition, reading.made)
         one, two = self._explore(tape, (*outcomes, True)), self._explore(tape, (*outcomes, False))
@@ -167,7 +166,7 @@ static inline double next(power *p, double base, double t) {
 """
 
 
-class _Printer(C99CodePrinter):  # type: ignore[misc]
+class _Printer(C99CodePrinter):
     """### Formulas as C: each number is the nearest double"""
 
     def __init__(self, names: dict[Symbol, str]) -> None:
@@ -223,40 +222,40 @@ class Numbers:
         return lines, numbers, scalars
 
     def condition(self, condition: Any) -> str:
-        """### A condition"""
+        """
+        ### A condition
+
+        As it stands: `t / n >= 0.5` is another thing than `t * (1 / n) >= 0.5`, by a rounding that decides.
+        """
         if not condition.args:
             return "1" if condition else "0"
-        sides = (self._print(self._reduced(side)) for side in condition.args)
-        return f" {_RELATIONS[condition.rel_op]} ".join(sides)
+        sides = (self._print(self._reduced(side, hoist=False)) for side in condition.args)
+        return f" {condition.rel_op} ".join(sides)
 
     def number(self, expr: Expr) -> str:
         """### A formula of hyper-parameters"""
         return str(self._print(expr))
 
     def _new(self, name: str) -> Symbol:
-        symbol = Symbol(f"{name}_{len(self._names)}", real=True)
+        symbol = Symbol(f"v{len(self._names)}_{name}", real=True)
         self._names[symbol] = "".join(c if c.isascii() and c.isalnum() else "_" for c in symbol.name)
-        if not self._names[symbol][0].isalpha():
-            self._names[symbol] = f"v{self._names[symbol]}"
         return symbol
 
-    def _reduced(self, expr: Any) -> Any:
+    def _reduced(self, expr: Any, hoist: bool = True) -> Any:
         """A formula, with symbols for what is calculated before it."""
-        if not expr.args:
+        if not expr.args or not (hoist or expr.free_symbols & self._moving):
             return expr
         if not expr.free_symbols & self._moving:
             return self._hoisted(expr)
         if isinstance(expr, Pow) and expr.exp == self._t and not expr.base.free_symbols & self._moving:
             return self._running(expr.base)
-        if isinstance(expr, (Add, Mul)):
+        if hoist and isinstance(expr, (Add, Mul)):
             fixed = [arg for arg in expr.args if not arg.free_symbols & self._moving]
             moving = [self._reduced(arg) for arg in expr.args if arg.free_symbols & self._moving]
             return expr.func(*([self._reduced(expr.func(*fixed))] if fixed else []), *moving)
-        return expr.func(*map(self._reduced, expr.args))
+        return expr.func(*(self._reduced(arg, hoist) for arg in expr.args))
 
     def _hoisted(self, expr: Expr) -> Symbol | Expr:
-        if expr.is_number and not expr.free_symbols and expr.is_Rational:
-            return expr
         if expr not in self._fixed:
             self._fixed[expr] = self._new("fixed")
             self.before.append(f"const double {self._names[self._fixed[expr]]} = {self._print(expr)};")
@@ -264,17 +263,9 @@ class Numbers:
 
     def _running(self, base: Expr) -> Symbol:
         if base not in self._powers:
-            symbol = self._powers[base] = self._new(f"{base}_to_t" if base.is_Symbol else "to_t")
+            symbol = self._powers[base] = self._new(f"{base}_to_t")
             self._moving.add(symbol)
             name, of = self._names[symbol], self._print(self._reduced(base))
             self.before.append(f"power powers_of_{name} = power_of({of}, l->first);")
             self.each.append(f"const double {name} = next(&powers_of_{name}, {of}, t);")
         return self._powers[base]
-
-
-_RELATIONS = {"==": "==", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
-
-
-def is_formula(expr: Any) -> bool:
-    """Whether a number of the state has a first value."""
-    return expr is not None and not (expr.is_number and expr.has(sympy.nan))

@@ -12,12 +12,14 @@ then be taken step by step: by an optimizer as in training, with the gradient fr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.descent import CLOSENESS, DIFFERS, GOES_ON, Memory, descend, kernel, prepare
-from optimizers.engines.gradient import native_address, record
+from optimizers.engines.gradient import Recording, native_address, record
 from optimizers.engines.program import Unrecordable
 
 #: What a walk ends with, as scipy counts: where it converged, after all steps, at NaN or infinity, by the callback.
@@ -37,7 +39,11 @@ _DTYPES = {"d": torch.float64, "f": torch.float32, "e": torch.float16}
 _NATIVE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
-@dataclass
+#: For a gradient in Python, the form of its recording that was seen to give the same numbers.
+_agreed: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+@dataclass(slots=True)
 class End:
     """## Where a walk ended, and how"""
 
@@ -54,11 +60,9 @@ class End:
 class Walk:
     """## A walk, with the arguments of `minimize`"""
 
-    def __init__(
-        self, fun: Any, x0: Any, jac: Any, optimizer: Any, options: dict[str, Any], callback: Any
-    ) -> None:
-        if fun is None or callback is not None or jac.__class__ is not _FUNCTION or optimizer.__class__ is not type:
-            _check_callable(fun, jac, optimizer, callback)
+    def __init__(self, fun: Any, x0: Any, jac: Any, optimizer: Any, options: dict[str, Any], callback: Any) -> None:
+        if jac.__class__ is not _FUNCTION or not (fun is None or callable(fun)) or callback is not None:
+            _check_callable(fun, jac, callback)
         self._fun, self._jac, self._optimizer, self._options = fun, jac, optimizer, options
         self._callback = None if callback is None else _as_scipy(callback)
         self._start: Any = x0 if x0.__class__ is np.ndarray and x0.dtype is _FLOAT64 and x0.ndim else beginning(x0)
@@ -87,11 +91,14 @@ class Walk:
 
     def _value(self, x: Any) -> float:
         self.evaluations += 1
+        if not self._is_torch:
+            return _number(self._fun(x.copy()))
         with torch.no_grad():
-            return _number(self._fun(_copy(x)))
+            return _number(self._fun(x.clone()))
 
     def _gradient(self, x: Any) -> Any:
         """The gradient that a function of Python gives."""
+        found: Any
         if self._is_torch:
             with torch.no_grad():
                 found = torch.as_tensor(self._jac(x.clone()), dtype=self._dtype, device=x.device)
@@ -106,7 +113,9 @@ class Walk:
         return found
 
     def _tell(self, nit: int, x: Any) -> bool:
-        """Tell the callback; False if that is to be the end."""
+        """Tell the callback, if there is one; False if that is to be the end."""
+        if self._callback is None:
+            return True
         known = {} if self._fun is None else {"fun": self._value(x)}
         try:
             self._callback(OptimizeResult(x=x, nit=nit, **known))
@@ -118,9 +127,9 @@ class Walk:
 
     def _by_kernel(self, steps: int, tolerance: float, base: type) -> End | str:
         """The walk as one kernel, or why not."""
-        ready = prepare(self._optimizer, self._options, base)
         if self._jac is None:
             return "without jac it is torch that differentiates fun"
+        ready = prepare(self._optimizer, self._options, base)
         if ready.rule is None:
             return ready.reason
         if self._dtype not in CLOSENESS or self._is_elsewhere:
@@ -138,13 +147,27 @@ class Walk:
             if recording is None:
                 memory.native(self._native)
                 memory.begin(values, ready.numbers, ())
-            else:
-                memory.begin(values, (*ready.numbers, *recording.numbers), recording.arrays)
-                found = self._gradient(start)
-                memory.expected[:] = (found.numpy() if self._is_torch else found).ravel()
-            return self._run(memory, steps, tolerance)
+                return self._run(memory, steps, tolerance)
+            expected = None if self._is_agreed(recording) else np.asarray(self._gradient(start))
+            numbers = (*ready.numbers, *recording.numbers)
+            memory.begin(values, numbers, recording.arrays, expected)
+            end = self._run(memory, steps, tolerance)
+            if expected is not None and not isinstance(end, str):
+                self._agree(recording)
+            return end
         finally:
             loop.give_back(memory)
+
+    def _is_agreed(self, recording: Recording) -> bool:
+        """Whether the function and what following it gives were found to be the same."""
+        try:
+            return bool(_agreed.get(self._jac) == recording.key)
+        except TypeError:
+            return False
+
+    def _agree(self, recording: Recording) -> None:
+        with contextlib.suppress(TypeError):
+            _agreed[self._jac] = recording.key
 
     def _run(self, memory: Memory, steps: int, tolerance: float) -> End | str:
         way = "one kernel"
@@ -183,7 +206,7 @@ class Walk:
             nit += 1
             moved = float((param.detach() - before).double().square_().sum())
             value, grad = self._ask(param)
-            if self._callback is not None and not self._tell(nit, self._shown(param.clone())):
+            if not self._tell(nit, self._shown(param.clone())):
                 status = STOPPED
             elif moved < tolerance:
                 status = CONVERGED
@@ -229,14 +252,12 @@ _FUNCTION, _FLOAT64 = type(lambda: None), np.dtype("d")
 _DIFFERENTIABLE = "without jac, fun is given a torch.Tensor and must calculate with torch what it gives"
 
 
-def _check_callable(fun: Any, jac: Any, optimizer: Any, callback: Any) -> None:
+def _check_callable(fun: Any, jac: Any, callback: Any) -> None:
     if fun is None and jac is None:
         raise TypeError("minimize needs fun or its gradient: minimize(fun, x0) or minimize(None, x0, jac=...)")
     for name, given in (("fun", fun), ("callback", callback)):
         if given is not None and not callable(given):
             raise TypeError(f"{name} must be a function or None. Received: {given!r}")
-    if not callable(optimizer):
-        raise TypeError(f"optimizer must be a class such as optimizers.Adam. Received: {optimizer!r}")
     if not (callable(jac) or jac is None or native_address(jac)):
         raise TypeError(f"jac must be a function, a compiled one, or None for torch's gradient. Received: {jac!r}")
 
@@ -266,10 +287,6 @@ def beginning(x0: Any) -> Any:
     if array.dtype.char not in _DTYPES:
         raise TypeError(f"x0 must be of real numbers, float64 or shorter. Received: {array.dtype}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _copy(x: Any) -> Any:
-    return x.clone() if x.__class__ is Tensor else x.copy()
 
 
 def _number(value: Any) -> float:

@@ -53,12 +53,17 @@ class Watch:
         self._classes = [kind for kind in cls.__mro__ if issubclass(kind, base)]
         self._seen: set[Any] = set()
         self._cells: list[tuple[CellType, Any]] = []
-        self._names: dict[int, tuple[Mapping[str, Any], dict[str, None]]] = {}
+        self._names: dict[Any, tuple[Mapping[str, Any], dict[str, None]]] = {}
         for name in roots:
             self._note_member(name)
         # Another base anywhere makes another tuple.
         self._class, self._order = cls, cls.__mro__
-        self._members = [(vars(kind).values(), tuple(vars(kind).values())) for kind in self._classes]
+        # What is not there yet may be tomorrow, so members are counted too.
+        for kind in self._classes:
+            for name in vars(kind):
+                if (kind, name) in self._seen:
+                    self._names.setdefault(kind, (vars(kind), {}))[1][name] = None
+        self._sizes = [(vars(kind), len(vars(kind))) for kind in self._classes]
         tables = [(table, itemgetter(*names)) for table, names in self._names.values()]
         self._tables = [(table, get, get(table)) for table, get in tables]
 
@@ -68,7 +73,7 @@ class Watch:
             return (
                 self.is_settled
                 and self._class.__mro__ is self._order
-                and not [1 for members, before in self._members if tuple(members) != before]
+                and not [1 for members, before in self._sizes if len(members) != before]
                 and not [1 for table, get, before in self._tables if get(table) != before]
                 and not [1 for cell, before in self._cells if cell.cell_contents != before]
             )
@@ -94,7 +99,7 @@ class Watch:
                 self._watch(vars(value), names)
         elif isinstance(value, type):
             for kind in value.__mro__:
-                if kind not in self._classes and not _is_foreign(kind.__module__):
+                if kind not in self._classes and not _is_foreign(kind.__module__) and not _is_ours(kind.__module__):
                     self._watch(vars(kind), names)
         elif not is_plain(value):
             self.is_settled = False
@@ -103,7 +108,8 @@ class Watch:
 
     def _note_function(self, function: FunctionType) -> None:
         names = tuple(_names(function.__code__))
-        self._watch(function.__globals__, names)
+        if not _is_ours(function.__module__):
+            self._watch(function.__globals__, names)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if name != "__class__":
                 self._cells.append((cell, cell.cell_contents))
@@ -123,6 +129,11 @@ class Watch:
 
 def _is_foreign(module: str | None) -> bool:
     return (module or "").partition(".")[0] in _FOREIGN
+
+
+def _is_ours(module: str | None) -> bool:
+    """Whether it is a module of this package: what these take from elsewhere, they have imported."""
+    return (module or "").partition(".")[0] == __name__.partition(".")[0]
 
 
 def _function(value: Any) -> FunctionType | None:
