@@ -1,5 +1,5 @@
 """
-The pages of `docs/`: their code runs as it stands there and prints what they say, and no link leads nowhere.
+The pages of `docs/`, and the README: their code runs as it stands there and prints what they say, and no link leads nowhere.
 
 The blocks of a page run in order, as one module. A `text` block right after one in `python` is what it prints, where
 `...` stands for anything, as in doctest. A block whose first line is `# name.py` is a file of that name. One that
@@ -43,7 +43,7 @@ def blocks(page):
         yield found[1], found[2] or "", text.count("\n", 0, found.start()) + 2
 
 
-RUNNING = [page for page in PAGES if page not in PROGRAMS and any(blocks(page))]
+RUNNING = [page for page in (*PAGES, "../README.md") if page not in PROGRAMS and any(blocks(page))]
 
 
 @pytest.fixture

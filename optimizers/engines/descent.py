@@ -258,6 +258,8 @@ def descend(memory: Memory, steps: int, tolerance: float, slow: bool) -> tuple[i
     Some at a time, so that a long run can be interrupted; few at first if the gradient may be `slow`.
     """
     some, done = (16 if slow else max(1, 10_000_000 // (memory.n or 1))), 0
+    if not slow and steps <= some:
+        return memory.run(0, steps, tolerance)
     while True:
         last = min(done + some, steps)
         began = perf_counter()

@@ -30,6 +30,7 @@ from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.descent import CLOSENESS, DIFFERS, GOES_ON, Memory, descend, kernel, prepare
 from optimizers.engines.gradient import Recording, native_address, record
 from optimizers.engines.program import Unrecordable
+from optimizers.engines.watch import Watch
 
 #: What a walk ends with, as scipy counts: where it converged, after all steps, at NaN or infinity, by the callback.
 CONVERGED, ALL_STEPS, NOT_FINITE, STOPPED = 0, 1, 2, 99
@@ -39,8 +40,34 @@ _DTYPES = {"d": torch.float64, "f": torch.float32, "e": torch.float16}
 _NATIVE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
-#: For a gradient in Python, the form of its recording that was seen to give the same numbers.
-_agreed: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+class Known:
+    """
+    ## What is known of a gradient in Python
+
+    The form of its recording, which was seen to give the same numbers. At its second walk the recording itself is kept,
+    until something changes to which the function refers.
+    """
+
+    __slots__ = ("_dtype", "_recording", "_shape", "_watch", "key")
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+        self._watch: Watch | None = None
+
+    def keep(self, function: Any, recording: Recording, like: Any) -> None:
+        """### Keep a recording, if it can be told whether it still holds"""
+        if self._watch is None or self._watch.is_settled:
+            self._watch = Watch(function)
+            self._recording, self._shape, self._dtype = recording, like.shape, like.dtype
+
+    def recording(self, like: Any) -> Recording | None:
+        """### The recording that was kept, if it still holds"""
+        if self._watch is not None and self._shape == like.shape and self._dtype == like.dtype:
+            return self._recording if self._watch.is_unchanged() else None
+        return None
+
+
+_known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -134,40 +161,47 @@ class Walk:
             return ready.reason
         if self._dtype not in CLOSENESS or self._is_elsewhere:
             return f"loops are compiled for float64 and float32 on the CPU, not for {self._dtype}"
-        recording, start = None, self._start
+        recording, expected, start = None, None, self._start
         try:
             if not self._native:
-                recording = record(self._jac, start)
+                recording, is_new = self._recording()
             loop = kernel(ready.rule, recording, self._dtype)
         except (Unrecordable, NoCompiler) as error:
             return str(error)
+        memory = loop.memory(start.numel() if self._is_torch else start.size)
         values = start.numpy() if self._is_torch else start
-        memory = loop.memory(values.size)
         try:
             if recording is None:
                 memory.native(self._native)
                 memory.begin(values, ready.numbers, ())
                 return self._run(memory, steps, tolerance)
-            expected = None if self._is_agreed(recording) else np.asarray(self._gradient(start))
-            numbers = (*ready.numbers, *recording.numbers)
-            memory.begin(values, numbers, recording.arrays, expected)
+            if is_new:
+                expected = np.asarray(self._gradient(start))
+            memory.begin(values, (*ready.numbers, *recording.numbers), recording.arrays, expected)
             end = self._run(memory, steps, tolerance)
-            if expected is not None and not isinstance(end, str):
-                self._agree(recording)
+            if is_new and not isinstance(end, str):
+                with contextlib.suppress(TypeError):
+                    _known[self._jac] = Known(recording.key)
             return end
         finally:
             loop.give_back(memory)
 
-    def _is_agreed(self, recording: Recording) -> bool:
-        """Whether the function and what following it gives were found to be the same."""
+    def _recording(self) -> tuple[Recording, bool]:
+        """What following the gradient gives, and whether it is yet to be seen that the numbers agree."""
         try:
-            return bool(_agreed.get(self._jac) == recording.key)
+            known = _known.get(self._jac)
         except TypeError:
-            return False
-
-    def _agree(self, recording: Recording) -> None:
-        with contextlib.suppress(TypeError):
-            _agreed[self._jac] = recording.key
+            known = None
+        if known is None:
+            return record(self._jac, self._start), True
+        recording = known.recording(self._start)
+        if recording is None:
+            recording = record(self._jac, self._start)
+            if recording.key != known.key:
+                return recording, True
+            if self._jac.__class__ is _FUNCTION and not recording.arrays:
+                known.keep(self._jac, recording, self._start)
+        return recording, False
 
     def _run(self, memory: Memory, steps: int, tolerance: float) -> End | str:
         way = "one kernel"

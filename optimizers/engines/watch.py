@@ -1,16 +1,16 @@
 """
 ---
-title: Has a class changed?
-summary: Whether the methods of a class, and all that they refer to, are what they were.
+title: Has it changed?
+summary: Whether a class or a function, and all that it refers to, is what it was.
 ---
 
-# Has a class changed?
+# Has it changed?
 
 What was read from a rule may be kept as long as the rule is the same. A class that is defined anew is another object.
 But a method may be replaced, and a number that a method takes from its module, or from the function around it, may be
 set to another one: in a notebook that is done all the time. So we note all that the methods refer to by name, and
 see whether it is still there. What may change without being replaced, such as a list, can't be told: `is_settled` is
-False, and nothing should be kept.
+False, and nothing should be kept. Functions, such as gradients, are watched alike.
 """
 
 from __future__ import annotations
@@ -43,21 +43,23 @@ def is_plain(value: Any) -> bool:
 
 class Watch:
     """
-    ## What methods of a class refer to, as it is now
+    ## What a function, or methods of a class, refer to, as it is now
 
-    `roots` are the names of the methods; what they call is watched too. Classes above `base` are not.
+    Of a class, `roots` are the names of the methods; what they call is watched too. Classes above `base` are not.
     """
 
-    def __init__(self, cls: type, base: type, roots: Sequence[str]) -> None:
+    def __init__(self, subject: FunctionType | type, base: type = object, roots: Sequence[str] = ()) -> None:
         self.is_settled = True
-        self._classes = [kind for kind in cls.__mro__ if issubclass(kind, base)]
+        self._classes = [k for k in subject.__mro__ if issubclass(k, base)] if isinstance(subject, type) else []
+        # Another base anywhere makes another tuple.
+        self._orders = [(kind, kind.__mro__) for kind in self._classes[:1]]
         self._seen: set[Any] = set()
         self._cells: list[tuple[CellType, Any]] = []
         self._names: dict[Any, tuple[Mapping[str, Any], dict[str, None]]] = {}
+        if isinstance(subject, FunctionType):
+            self._note(subject, ())
         for name in roots:
             self._note_member(name)
-        # Another base anywhere makes another tuple.
-        self._class, self._order = cls, cls.__mro__
         # What is not there yet may be tomorrow, so members are counted too.
         for kind in self._classes:
             for name in vars(kind):
@@ -66,20 +68,28 @@ class Watch:
         self._sizes = [(vars(kind), len(vars(kind))) for kind in self._classes]
         tables = [(table, itemgetter(*names)) for table, names in self._names.values()]
         self._tables = [(table, get, get(table)) for table, get in tables]
+        # A function must not be kept by what is kept with it.
+        del self._seen, self._names
 
     def is_unchanged(self) -> bool:
         """### Whether all is as it was"""
         try:
-            return (
-                self.is_settled
-                and self._class.__mro__ is self._order
-                and not [1 for members, before in self._sizes if len(members) != before]
-                and not [1 for table, get, before in self._tables if get(table) != before]
-                and not [1 for cell, before in self._cells if cell.cell_contents != before]
-            )
+            for kind, order in self._orders:
+                if kind.__mro__ is not order:
+                    return False
+            for members, size in self._sizes:
+                if len(members) != size:
+                    return False
+            for table, get, before in self._tables:
+                if get(table) != before:
+                    return False
+            for cell, before in self._cells:
+                if cell.cell_contents != before:
+                    return False
         except (KeyError, ValueError, RuntimeError):
             # A name is gone, a cell is empty, or there is an array where there was none.
             return False
+        return self.is_settled
 
     def _note_member(self, name: str) -> None:
         for kind in self._classes:
