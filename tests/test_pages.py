@@ -1,5 +1,5 @@
 """
-The pages of `docs/`, and the README: their code runs as it stands there and prints what they say, and no link leads nowhere.
+The pages of `docs/`, and the README: their code runs as it stands there and prints what they say; no link is dead.
 
 The blocks of a page run in order, as one module. A `text` block right after one in `python` is what it prints, where
 `...` stands for anything, as in doctest. A block whose first line is `# name.py` is a file of that name. One that

@@ -72,6 +72,8 @@ class Site:
         self.pages: dict[str, Page] = {}
         #: Links within the site, which are checked when all pages are there.
         self.links: list[tuple[Place, str]] = []
+        #: Pictures that pages ask for.
+        self.asked: list[tuple[Page, str, Place]] = []
         #: Files of the repository that pages link to and that have no page of their own.
         self.sources: set[Path] = set()
 
@@ -134,14 +136,22 @@ class Site:
             page.path,
             self.maths,
             lambda address, place: self.resolve(page, address, place),
-            lambda picture: self.named_picture(page, picture),
+            lambda picture, place: self.named_picture(page, picture, place),
             name,
         )
 
-    def named_picture(self, page: Page, name: str) -> str | None:
-        """A picture that the text asks for."""
+    def named_picture(self, page: Page, name: str, place: Place) -> str:
+        """A mark for a picture that the text asks for, which need not be drawn yet."""
+        self.asked.append((page, name, place))
+        return f"\x04{len(self.asked) - 1}\x05"
+
+    def named_pictures(self) -> list[str]:
+        """What the marks stand for. Raises `SiteError` for a picture that there isn't."""
         known = self.library.answer["pictures"]
-        return self.figure(page, known[name]) if name in known else None
+        for _, name, place in self.asked:
+            if name not in known:
+                raise SiteError(place.path, place.line, f"there is no picture `{name}`")
+        return [self.figure(page, known[name]) for page, name, _ in self.asked]
 
     def figure(self, page: Page, picture: dict[str, str]) -> str:
         """A picture with its caption."""
@@ -183,21 +193,26 @@ class Site:
 
     def add_modules(self) -> None:
         """The pages of the library, in the order of its index."""
-        for name in self._module_order():
-            module = self.modules[name]
-            address = self.module_address(name)
-            title = module.front.get("title")
-            if not title:
-                raise SiteError(module.path, 1, "the docstring of the module has no front matter with a title")
-            page = Page(address, module.path, title, module.front.get("summary", ""), _part(name))
-            page.context = {"template": "module.html", "sections": list(self._sections(page, module))}
+        order = self._module_order()
+        for name in order:
+            self._add_module(self.modules[name])
+        # Here the library is waited for, when all else is done.
+        for name in order:
+            page = self.pages[self.module_address(name)]
             page.context["exhibit"] = self.exhibit(page, name)
-            self.sources.add(module.path)
-            self._add(page)
 
-    def _sections(self, page: Page, module: Module) -> Iterator[dict[str, Any]]:
+    def _add_module(self, module: Module) -> None:
+        title, summary = module.front.get("title"), module.front.get("summary", "")
+        if not title:
+            raise SiteError(module.path, 1, "the docstring of the module has no front matter with a title")
+        page = Page(self.module_address(module.name), module.path, title, summary, _part(module.name))
         references = {(r.line, r.column): page.to(self.target_address(r.target)) for r in self.names.references(module)}
         lines = code.highlight(module.text, "python", lambda line, column: references.get((line, column)) or None)
+        page.context = {"template": "module.html", "sections": list(self._sections(page, module, lines))}
+        self.sources.add(module.path)
+        self._add(page)
+
+    def _sections(self, page: Page, module: Module, lines: list[str]) -> Iterator[dict[str, Any]]:
         surroundings = self.surroundings(page, module.name)
         for section in module.sections:
             note = self.text.render(section.notes, section.note_lines.start, surroundings, section.id)
@@ -234,6 +249,7 @@ class Site:
         """Every file of the site, by its address."""
         self.add_guides()
         self.add_modules()
+        drawn = self.named_pictures()
         self.maths.render()
         environment = Environment(
             loader=FileSystemLoader(DOCS / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -251,6 +267,7 @@ class Site:
                 root=relpath(".", dirname(page.address) or "."),
                 **page.context,
             )
+            html = re.sub("\x04(\\d+)\x05", lambda mark: drawn[int(mark[1])], html)
             files[page.address] = self.maths.put_in(html)
             self.sources.add(page.path)
         for path in sorted(self.sources):

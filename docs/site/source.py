@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 #: Comments for tools, which are no notes.
@@ -85,7 +83,7 @@ def read_module(path: Path, name: str, text: str) -> Module:
     noted = set(first.note_lines)
     for qualified, node in definitions.items():
         if (found := _docstring(node)) is None:
-            if _needs_docstring(path, qualified, definitions):
+            if _needs_docstring(qualified, definitions):
                 raise SiteError(path, node.lineno, f"`{qualified}` is public and has no docstring")
             continue
         line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
@@ -133,15 +131,23 @@ def _docstring(node: Any) -> tuple[str, range] | None:
     return "\n" * before + inspect.cleandoc(text), range(first.lineno, (first.end_lineno or first.lineno) + 1)
 
 
-def _needs_docstring(path: Path, qualified: str, definitions: dict[str, Definition]) -> bool:
+def _needs_docstring(qualified: str, definitions: dict[str, Definition]) -> bool:
     """Whether users meet a definition: it is not private, not in a function."""
-    outer, _, name = qualified.rpartition(".")
+    outer = qualified.rpartition(".")[0]
     if any(part.startswith("_") for part in qualified.split(".")):
         return False
-    if outer and not isinstance(definitions[outer], ast.ClassDef):
-        return False
-    # The readers have values that stand for tensors; what their methods do is in torch's documentation.
-    return not (outer and "engines" in path.parts and (hasattr(torch.Tensor, name) or hasattr(torch, name)))
+    if not outer:
+        return True
+    # What stands for a tensor has the methods of one, which torch documents.
+    around = definitions[outer]
+    return isinstance(around, ast.ClassDef) and not _binds(around, "__torch_function__")
+
+
+def _binds(node: ast.ClassDef, name: str) -> bool:
+    """Whether a class has an attribute of its own, by a definition or an assignment."""
+    assigned = (target for line in node.body if isinstance(line, ast.Assign) for target in line.targets)
+    defined = (line.name for line in node.body if isinstance(line, ast.FunctionDef))
+    return name in defined or any(isinstance(target, ast.Name) and target.id == name for target in assigned)
 
 
 def _comments(text: str) -> Iterator[tuple[range, str]]:

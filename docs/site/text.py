@@ -20,8 +20,12 @@ from docs.site import code
 from docs.site.maths import Maths, Place
 from docs.site.source import SiteError, slug
 
-#: What an address in the text becomes, given the place; raises `SiteError` for a dead one.
+#: What an address in the text, or the name of a picture, becomes, given the place; raises `SiteError` for a dead one.
 Resolve = Callable[[str, Place], str]
+
+
+def _no_picture(name: str, place: Place) -> str:
+    raise SiteError(place.path, place.line, f"there is no picture `{name}`")
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Surroundings:
     path: Path
     maths: Maths
     resolve: Resolve
-    picture: Callable[[str], str | None] = lambda name: None
+    picture: Resolve = _no_picture
     name: Callable[[str], str | None] = lambda identifier: None
     slugs: set[str] = field(default_factory=set)
 
@@ -183,13 +187,8 @@ class _Rules:
 
     @staticmethod
     def image(this: Any, tokens: Sequence[Token], index: int, options: Any, env: dict[str, Any]) -> str:
-        token, place = tokens[index], _place(tokens[index], env)
-        name = str(token.attrs["src"])
         around: Surroundings = env["around"]
-        picture = around.picture(name)
-        if picture is None:
-            raise SiteError(place.path, place.line, f"there is no picture `{name}`")
-        return picture
+        return around.picture(str(tokens[index].attrs["src"]), _place(tokens[index], env))
 
     @staticmethod
     def heading_open(this: Any, tokens: Sequence[Token], index: int, options: Any, env: dict[str, Any]) -> str:

@@ -49,6 +49,7 @@ class Recording:
 
     @property
     def program(self) -> Program:
+        """What was written down."""
         return program_of(self.leaves, path(self.node))
 
 

@@ -54,6 +54,7 @@ class Tape:
 
     @property
     def grad(self) -> Recorded:
+        """What stands for its gradient."""
         return self.values[1]
 
     def state(self, others: dict[str, Any]) -> RecordedState:

@@ -48,7 +48,7 @@ class Known:
     until something changes to which the function refers.
     """
 
-    __slots__ = ("_dtype", "_recording", "_shape", "_watch", "key")
+    __slots__ = ("_kind", "_recording", "_watch", "key")
 
     def __init__(self, key: Any) -> None:
         self.key = key
@@ -58,13 +58,13 @@ class Known:
         """### Keep a recording, if it can be told whether it still holds"""
         if self._watch is None or self._watch.is_settled:
             self._watch = Watch(function)
-            self._recording, self._shape, self._dtype = recording, like.shape, like.dtype
+            self._recording, self._kind = recording, (like.__class__, like.shape, like.dtype)
 
     def recording(self, like: Any) -> Recording | None:
         """### The recording that was kept, if it still holds"""
-        if self._watch is not None and self._shape == like.shape and self._dtype == like.dtype:
-            return self._recording if self._watch.is_unchanged() else None
-        return None
+        if self._watch is None or self._kind != (like.__class__, like.shape, like.dtype):
+            return None
+        return self._recording if self._watch.is_unchanged() else None
 
 
 _known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()

@@ -83,16 +83,16 @@ def tables(seconds: float) -> None:
 
 def print_table(title: str, runs: dict[str, Run], seconds: float, value: Callable[[Any], float]) -> None:
     """## Time all runs in turns, and print them"""
-    print(f"{title}, about {seconds:g} s ...", end="", flush=True)
+    print(f"{title}: about {seconds:g} s\n", flush=True)
     ends = {name: run() for name, run in runs.items()}
     columns = [Column(name, run, lambda _: None) for name, run in runs.items()]
     measure(columns, [[]], seconds)
     width, ours = max(map(len, [title, *runs])), columns[0].microseconds
-    print(f"\r{'':{len(title) + 20}}\r| {title:{width}} |  steps | gradients |   f at end |         µs | ratio |")
-    print(f"|{'-' * (width + 2)}|-------:|----------:|-----------:|-----------:|------:|")
+    print(f"| {title:{width}} |  steps | gradients |   f at end |         µs |   ratio |")
+    print(f"|{'-' * (width + 2)}|-------:|----------:|-----------:|-----------:|--------:|")
     for column in columns:
         x, steps, gradients = ends[column.name]
-        time, ratio = f"{column.microseconds:10,.1f}", f"{column.microseconds / ours:5.1f}"
+        time, ratio = f"{column.microseconds:10,.1f}", f"{column.microseconds / ours:7.1f}"
         name = f"{column.name:{width}}"
         print(f"| {name} | {steps:6} | {gradients:9} | {value(x):10.2g} | {time} | {ratio} |")
     print()
