@@ -257,10 +257,10 @@ def descend(memory: Memory, steps: int, tolerance: float, slow: bool) -> tuple[i
 
     Some at a time, so that a long run can be interrupted; few at first if the gradient may be `slow`.
     """
-    some = 16 if slow else max(1, 10_000_000 // (memory.n or 1))
-    ending, done, moved = memory.run(0, min(some, steps), tolerance)
-    while ending == GOES_ON and done < steps:
+    some, done = 16 if slow else max(1, 10_000_000 // (memory.n or 1)), 0
+    while True:
         began, before = perf_counter(), done
         ending, done, moved = memory.run(done, min(done + some, steps), tolerance)
+        if ending != GOES_ON or done >= steps:
+            return ending, done, moved
         some = max(1, int((done - before) * SECONDS / (perf_counter() - began)))
-    return ending, done, moved
