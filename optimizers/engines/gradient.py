@@ -304,17 +304,17 @@ def native_address(function: Any) -> int | None:
     It may be a `scipy.LowLevelCallable`, a `numba.cfunc`, or a function or pointer of ctypes. Raises `ValueError` if
     its signature is known and is another one.
     """
+    if isinstance(function, ctypes.c_void_p):
+        return _not_null(function.value)
+    if isinstance(function, ctypes._CFuncPtr):  # type: ignore[attr-defined]
+        _check_types(function)
+        return _not_null(ctypes.cast(function, ctypes.c_void_p).value)
     kind = type(function)
     if kind.__name__ == "LowLevelCallable" and kind.__module__.startswith("scipy."):
         return _of_callable(function)
     if isinstance(getattr(function, "address", None), int) and hasattr(function, "ctypes"):
         # What numba makes of a function.
         return native_address(function.ctypes)
-    if isinstance(function, ctypes.c_void_p):
-        return _not_null(function.value)
-    if isinstance(function, ctypes._CFuncPtr):  # type: ignore[attr-defined]
-        _check_types(function)
-        return _not_null(ctypes.cast(function, ctypes.c_void_p).value)
     return None
 
 

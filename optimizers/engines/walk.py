@@ -88,15 +88,15 @@ class Walk:
     """## A walk, with the arguments of `minimize`"""
 
     def __init__(self, fun: Any, x0: Any, jac: Any, optimizer: Any, options: dict[str, Any], callback: Any) -> None:
-        if jac.__class__ is not _FUNCTION or not (fun is None or callable(fun)) or callback is not None:
-            _check_callable(fun, jac, callback)
+        native = 0 if jac is None or jac.__class__ is _FUNCTION else native_address(jac) or 0
+        _check_callable(fun, jac, native, callback)
         self._fun, self._jac, self._optimizer, self._options = fun, jac, optimizer, options
         self._callback = None if callback is None else _as_scipy(callback)
         self._start: Any = x0 if x0.__class__ is np.ndarray and x0.dtype is _FLOAT64 and x0.ndim else beginning(x0)
         self._is_torch = self._start.__class__ is not np.ndarray
         self._dtype: torch.dtype = self._start.dtype if self._is_torch else _DTYPES[self._start.dtype.char]
-        self._native = 0 if jac is None or jac.__class__ is _FUNCTION else native_address(jac) or 0
-        if self._native and (self._dtype != torch.float64 or self._is_elsewhere):
+        self._native = native
+        if native and (self._dtype != torch.float64 or self._is_elsewhere):
             raise TypeError(f"a compiled gradient takes float64 on the CPU: give such an x0. Received: {self._dtype}")
         #: How often `fun` was calculated.
         self.evaluations = 0
@@ -286,13 +286,14 @@ _FUNCTION, _FLOAT64 = type(lambda: None), np.dtype("d")
 _DIFFERENTIABLE = "without jac, fun is given a torch.Tensor and must calculate with torch what it gives"
 
 
-def _check_callable(fun: Any, jac: Any, callback: Any) -> None:
+def _check_callable(fun: Any, jac: Any, native: int, callback: Any) -> None:
     if fun is None and jac is None:
         raise TypeError("minimize needs fun or its gradient: minimize(fun, x0) or minimize(None, x0, jac=...)")
-    for name, given in (("fun", fun), ("callback", callback)):
-        if given is not None and not callable(given):
-            raise TypeError(f"{name} must be a function or None. Received: {given!r}")
-    if not (callable(jac) or jac is None or native_address(jac)):
+    if not (fun is None or callable(fun)):
+        raise TypeError(f"fun must be a function or None. Received: {fun!r}")
+    if not (callback is None or callable(callback)):
+        raise TypeError(f"callback must be a function or None. Received: {callback!r}")
+    if not (native or jac is None or callable(jac)):
         raise TypeError(f"jac must be a function, a compiled one, or None for torch's gradient. Received: {jac!r}")
 
 
