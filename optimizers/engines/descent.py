@@ -150,12 +150,11 @@ class LoopKernel:
     """### A compiled loop. Raises `NoCompiler`"""
 
     def __init__(self, rule: LoopRule, recording: Recording | None, real: torch.dtype) -> None:
-        self.source = rule.source(recording, real)
+        self.source, self.kept = rule.source(recording, real)
         self.step = compiler.load(self.source).step
         self.real = real
         self.tensors = len(rule.leaves)
         self.arrays = len(recording.arrays) if recording else 0
-        self.scalars = len(rule.scalars)
         self.numbers = len(rule.numbers) + (len(recording.numbers) if recording else 0)
         self.width = rule.width + (len(recording.numbers) if recording else 0)
         self._free: dict[int, list[Memory]] = {}
@@ -204,7 +203,7 @@ class Memory:
         self.x, self.jac = self.param[:n], self.grad[:n]
         self.numbers = array("d", bytes(8 * kernel.numbers))
         places = array("Q", (row.ctypes.data for row in values))
-        others = [array("d", bytes(8 * k)) for k in (kernel.scalars, kernel.width, -(-n // BLOCK))]
+        others = [array("d", bytes(8 * k)) for k in (kernel.kept, kernel.width, -(-n // BLOCK))]
         self._kept = (whole, places, others)
         self._put_numbers = Struct(f"{kernel.numbers}d").pack_into
         self._launch = bytearray(_HEAD.size + _ADDRESSES.size)

@@ -129,9 +129,15 @@ class LoopRule:
             symbols["param"],
         )
 
-    def source(self, recording: Recording | None, real: torch.dtype) -> str:
-        """### The C of the loop, with a gradient that was recorded, or with one that is a C function"""
-        return "".join(_Source(self, recording, real).text())
+    def source(self, recording: Recording | None, real: torch.dtype) -> tuple[str, int]:
+        """
+        ### The C of the loop
+
+        The gradient is one that was recorded, or a C function. With it comes how many numbers the loop keeps from step
+        to step: it may be left and entered again, and goes on to the bit as if it had not been.
+        """
+        source = _Source(self, recording, real)
+        return "".join(source.text()), source.kept
 
     @property
     def width(self) -> int:
@@ -175,6 +181,7 @@ class _Source:
         self.wholes = [joined(recording, program, rule.leaves) for program in self.programs]
         self.leaves = self.wholes[0].leaves
         self.names = [c_kernel._variable(name, slot) for slot, name in enumerate(self.leaves)]
+        self.kept = 0
         #: Numbers of the gradient come before those of the rule.
         self.own = len(recording.numbers) if recording else 0
 
@@ -295,6 +302,7 @@ class _Source:
         printed = Numbers(rule.t, symbols, scalars)
         later = list(self._tree(printed, rule.later))
         first = [] if rule.first is None else list(self._tree(printed, rule.first))
+        self.kept = printed.kept
         yield from ("", "int step(launch *l) {")
         yield from (f"    const double {name} = l->numbers[{k}];" for k, name in enumerate(symbols.values()))
         yield from (f"    {line}" for line in printed.before)
@@ -342,6 +350,7 @@ class _Source:
     def _begin(self, printed: Numbers, symbols: dict[Symbol, str]) -> Iterator[str]:
         """The state at first, and the first gradient."""
         rule = self.rule
+        yield from printed.first
         yield "const int64_t padded = (l->n + LANES - 1) / LANES * LANES;"
         for k, name in enumerate(rule.scalars):
             yield f"l->state[{k}] = {printed.number(rule.initial[name])};"

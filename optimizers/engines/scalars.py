@@ -143,14 +143,10 @@ def ways(tree: Tree) -> Iterator[Way]:
 
 # ## Printing
 
-#: For the numbers before and in the loop. The error of a product that is rounded is a number: where the processor has a
+#: The error of a product that is rounded is a number: where the processor has a
 #: fused multiply-add, that gives it.
 POWERS = """
 typedef struct { double high, low; } power;
-static inline power power_of(double base, int64_t t) {
-    power p = {t ? pow(base, (double)t) : 1, 0};
-    return p;
-}
 /* The next power. One that is nearly 0 has no room for its error, and one of a negative number is left to `pow`. */
 static inline double next(power *p, double base, double t) {
 #ifdef FP_FAST_FMA
@@ -190,7 +186,8 @@ class Numbers:
 
     `symbols` are those of hyper-parameters, `moving` those that change from step to step, with $t$ as `t`: each with
     its name in C. What is printed may use `before`, lines that come before the loop, and `each`, lines at the
-    beginning of every step.
+    beginning of every step. Powers of $t$ are kept in the numbers of the state, behind its own; `first` are the lines
+    that set them.
     """
 
     def __init__(self, t: Symbol, symbols: dict[Symbol, str], moving: dict[Symbol, str]) -> None:
@@ -199,8 +196,15 @@ class Numbers:
         self._print = _Printer(self._names).doprint
         self._fixed: dict[Expr, Symbol] = {}
         self._powers: dict[Expr, Symbol] = {}
+        self._state = len(moving)
         self.before: list[str] = []
+        self.first: list[str] = []
         self.each: list[str] = []
+
+    @property
+    def kept(self) -> int:
+        """### How many numbers are kept from step to step"""
+        return self._state + 2 * len(self._powers)
 
     def way(self, way: Way) -> tuple[list[str], list[str], list[str]]:
         """### A way: the lines that it needs, then its numbers, and what becomes of those of the state"""
@@ -263,9 +267,11 @@ class Numbers:
 
     def _running(self, base: Expr) -> Symbol:
         if base not in self._powers:
-            symbol = self._powers[base] = self._new(f"{base}_to_t")
+            symbol = self._new(f"{base}_to_t")
             self._moving.add(symbol)
             name, of = self._names[symbol], self._print(self._reduced(base))
-            self.before.append(f"power powers_of_{name} = power_of({of}, l->first);")
-            self.each.append(f"const double {name} = next(&powers_of_{name}, {of}, t);")
+            self.before.append(f"power *const powers_of_{name} = (power *)(l->state + {self.kept});")
+            self.first.append(f"*powers_of_{name} = (power){{1, 0}};")
+            self.each.append(f"const double {name} = next(powers_of_{name}, {of}, t);")
+            self._powers[base] = symbol
         return self._powers[base]

@@ -20,6 +20,10 @@ losses in one picture:
 
     python -m optimizers.experiments.performance
 
+[Minimize](minimize.html) walks to the minimum of a function, beside scipy's methods, and loops in Python and Rust:
+
+    python -m optimizers.experiments.minimize
+
 [Schedules](schedules.html) draws learning rates by step. The parts of the main job are [the data](data.html),
 [the training loop](training.html), [the console](console.html), [the report](report.html) and pictures
 ([in general](chart.html), [of many curves](curves.html)).
