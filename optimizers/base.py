@@ -378,3 +378,16 @@ class GenericAdaptiveOptimizer(Optimizer):
         # To hand tensors to another process torch moves their memory.
         self._state_is_known = True
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}
+
+
+def check_class(asker: str, rule: Any) -> None:
+    """## What makes optimizers, as `asker` wants it: raises `TypeError` for an optimizer that is made already"""
+    if not callable(rule) or isinstance(rule, torch.optim.Optimizer):
+        raise TypeError(f"{asker} takes the class of an optimizer. Received: {type(rule).__name__}, which is none")
+
+
+def check_ours(asker: str, optimizer: Any) -> None:
+    """## An optimizer that has a rule to be read: raises `TypeError` for any other, as for torch's own"""
+    if not isinstance(optimizer, GenericAdaptiveOptimizer):
+        kind = type(optimizer)
+        raise TypeError(f"{asker} takes the rules of this package. Received: {kind.__module__}.{kind.__qualname__}")

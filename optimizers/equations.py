@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optimizers.base import GenericAdaptiveOptimizer
+from optimizers.base import check_class, check_ours
 
 if TYPE_CHECKING:
     from sympy import Expr, Symbol
@@ -98,9 +98,9 @@ def equations(
     from optimizers.engines.tidy import letters, tidy
 
     param = torch.arange(1.0, 5.0, dtype=torch.float64).reshape(2, 2).requires_grad_()
+    check_class("equations", rule)
     optimizer = rule([param], **options)
-    if not isinstance(optimizer, GenericAdaptiveOptimizer):
-        raise TypeError(f"equations are read from the rules of this package. Received: {type(optimizer).__name__}")
+    check_ours("equations", optimizer)
     subject = Subject(optimizer, tuple(as_numbers), tuple(as_symbols))
     branch = subject.read()
     lines = tidy(subject, branch)

@@ -77,7 +77,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
-from optimizers.base import GenericAdaptiveOptimizer
+from optimizers.base import GenericAdaptiveOptimizer, check_class, check_ours
 from optimizers.engines.cohort import as_stored
 from optimizers.engines.functional import functional_group, is_mapped, step_out_of_place, watched
 from optimizers.engines.state import refuse_number
@@ -142,8 +142,7 @@ def as_functions(rule: Callable[..., Any], *, lr: float | Tensor | Schedule | No
 
     Raises `TypeError` for what is no rule, and `ValueError` for bad options, in the words of the rule.
     """
-    if not callable(rule) or isinstance(rule, GenericAdaptiveOptimizer):
-        raise TypeError(f"as_functions takes the class of an optimizer. Received: {type(rule).__name__}")
+    check_class("as_functions", rule)
     schedule: Schedule | None = None
     if callable(lr):
         schedule, lr = lr, lr(0)
@@ -154,9 +153,8 @@ def as_functions(rule: Callable[..., Any], *, lr: float | Tensor | Schedule | No
     checked = {name: value for name, value in options.items() if name not in mapped}
 
     def build(params: list[Tensor]) -> GenericAdaptiveOptimizer:
-        optimizer = rule(params, **checked)
-        if not isinstance(optimizer, GenericAdaptiveOptimizer):
-            raise TypeError(f"as_functions takes the rules of this package. Received: {type(optimizer).__name__}")
+        optimizer: GenericAdaptiveOptimizer = rule(params, **checked)
+        check_ours("as_functions", optimizer)
         return optimizer
 
     functional = _Functional(build, mapped, schedule)

@@ -54,7 +54,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optimizers.adam import Adam
-from optimizers.base import GenericAdaptiveOptimizer
+from optimizers.base import GenericAdaptiveOptimizer, check_class
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
@@ -94,6 +94,7 @@ def minimize(
     `fun`, `jac` and `callback` raise goes through.
     """
     result, walk_class = _parts()
+    check_class("minimize", optimizer)
     walk = walk_class(fun, x0, jac, optimizer, hyper, callback)
     steps, tolerance = _steps(max_steps), _tolerance(tol)
     end = walk.go(steps, tolerance * tolerance, GenericAdaptiveOptimizer)

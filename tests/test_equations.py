@@ -360,8 +360,10 @@ def test_what_has_no_equations_is_refused_with_its_place(rule, message):
 
 
 def test_another_optimizer_is_refused():
-    with pytest.raises(TypeError, match=r"rules of this package\. Received: Adam"):
+    with pytest.raises(TypeError, match=r"rules of this package\. Received: torch\.optim\.adam\.Adam"):
         equations(torch.optim.Adam)
+    with pytest.raises(TypeError, match=r"takes the class of an optimizer\. Received: Adam"):
+        equations(Adam([torch.zeros(1)]))
 
 
 # ## In print

@@ -805,7 +805,7 @@ def test_errors_go_through(options):
         ({"fun": 3}, TypeError, "fun must be a function or None. Received: 3"),
         ({"jac": "2-point"}, TypeError, "jac must be a function, a compiled one, or None"),
         ({"callback": 3}, TypeError, "callback must be a function or None"),
-        ({"optimizer": "adam"}, TypeError, "optimizer must be a class such as optimizers.Adam"),
+        ({"optimizer": "adam"}, TypeError, "minimize takes the class of an optimizer. Received: str"),
         ({"x0": [1j]}, TypeError, "x0 must be of real numbers"),
         ({"x0": ["a"]}, TypeError, "x0 must be of real numbers"),
         ({"x0": torch.ones(2, dtype=torch.complex64)}, TypeError, "x0 must be a dense tensor of real numbers"),
@@ -902,3 +902,8 @@ def test_the_experiment_refuses_no_time(argv, capsys):
     with pytest.raises(SystemExit):
         job.main(argv)
     assert "--seconds must be positive" in capsys.readouterr().err
+
+
+def test_an_optimizer_in_place_of_its_class_is_refused():
+    with pytest.raises(TypeError, match=r"takes the class of an optimizer\. Received: Adam"):
+        minimize(None, np.ones(2), jac=lambda x: x, optimizer=Adam([torch.zeros(1)]))

@@ -83,8 +83,6 @@ def prepare(rule: Any, options: dict[str, Any], base: type) -> Ready:
             return found
         except (KeyError, TypeError):
             pass
-    if not callable(rule):
-        raise TypeError(f"optimizer must be a class such as optimizers.Adam. Received: {rule!r}")
     made = rule([torch.arange(1.0, 5.0, dtype=torch.float64).reshape(2, 2).requires_grad_()], **options)
     if not isinstance(made, base):
         return Ready(None, reason=f"{type(made).__name__} is no rule of this package")
