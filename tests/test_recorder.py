@@ -434,10 +434,15 @@ def test_comparison_becomes_a_number_of_the_dtype_of_the_parameter(reader, dtype
     assert same(path(reader), path("single"))
 
 
-def test_rule_that_looks_at_the_dtype_is_refused_with_the_reason():
+@pytest.mark.parametrize(
+    "look",
+    [lambda dtype: dtype == torch.float32, lambda dtype: {torch.float32: 1}[dtype], lambda dtype: dtype.itemsize],
+    ids=["compared", "looked-up", "asked"],
+)
+def test_rule_that_looks_at_the_dtype_is_refused_with_the_reason(look):
     class Choosy(GenericAdaptiveOptimizer):
         def step_param(self, state, group, grad, param):
-            param.sub_(grad if param.dtype == torch.float32 else -grad)
+            param.sub_(grad if look(param.dtype) else -grad)
 
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)

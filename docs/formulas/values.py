@@ -15,33 +15,22 @@ from torch import Tensor
 
 from optimizers.engines.program import Node
 from optimizers.engines.recorder import Mask, Recorded, Tape
+from optimizers.engines.symbolic import ARITHMETIC
 
 #: What the operations of a tape are, without the underscore of those in place.
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "copy": lambda a: a,
-    "set": lambda a, b: b,
-    "add": lambda a, b, s=1.0: a + s * b,
-    "sub": lambda a, b, s=1.0: a - s * b,
-    "mul": np.multiply,
-    "div": np.divide,
-    "exact_div": np.divide,
+    **ARITHMETIC,
     "pow": np.power,
     "maximum": np.maximum,
     "minimum": np.minimum,
-    "addcmul": lambda a, b, c, s=1.0: a + s * b * c,
-    "addcdiv": lambda a, b, c, s=1.0: a + s * b / c,
-    "lerp": lambda a, b, w: a + w * (b - a),
     "clamp": lambda a, low, high: np.minimum(np.maximum(a, low), high),
     "clamp_tensors": lambda a, low, high: np.minimum(np.maximum(a, low), high),
     "clamp_min": np.maximum,
     "clamp_max": np.minimum,
     "sqrt": np.sqrt,
     "rsqrt": lambda a: 1 / np.sqrt(a),
-    "reciprocal": lambda a: 1 / a,
-    "square": np.square,
     "abs": np.abs,
     "sign": np.sign,
-    "neg": np.negative,
     "exp": np.exp,
     "log": np.log,
     "tanh": np.tanh,

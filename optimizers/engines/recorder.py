@@ -510,15 +510,15 @@ class Recorded:
 class Dtype:
     """### The dtype of all values, which `to` takes and nobody may look at: a program is for every dtype"""
 
-    def __eq__(self, _: object) -> NoReturn:
+    def __eq__(self, *_: object) -> NoReturn:
         refuse("the dtype of a tensor is looked at", "a rule is read once for all dtypes")
 
-    __ne__ = __hash__ = __eq__  # type: ignore[assignment]
+    __ne__ = __hash__ = __eq__
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        self.__eq__(None)
+        self.__eq__()
 
 
 DTYPE = Dtype()

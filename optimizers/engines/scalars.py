@@ -29,7 +29,7 @@ from sympy.printing.c import C99CodePrinter
 
 from optimizers.engines.cases import inlined
 from optimizers.engines.program import Program, Unrecordable
-from optimizers.engines.symbolic import COMPARISONS, READINGS, Fork, Reading, Subject, Symbolic, SymbolicTape
+from optimizers.engines.symbolic import COMPARISONS, READINGS, Fork, Reading, Subject, SymbolicTape
 
 # ## Reading
 
@@ -71,12 +71,7 @@ class _StepReading(Reading):
     def _read(self) -> Any:
         subject, tape = self.subject, self._tape
         tape.rewind()
-        tape.reading = self
-        scalars = {name: Symbolic(self, symbol) for name, symbol in subject.scalars.items()}
-        if subject.has_step:
-            scalars["step"] = Symbolic(self, subject.t)
-        state = tape.state({**subject.others, **scalars})
-        subject.rule.update_param(state, self._numbers(subject.group), tape.grad, tape.param)
+        state = self._run(tape)
         numbers = tuple(self.use(number) for number in tape.scalars)
         after = tuple(self.use(state[name]) for name in subject.scalars)
         return Way(tape.program(tape.node), tuple(self.made.items()), numbers, after)

@@ -382,15 +382,20 @@ class Reading:
                 raise
             raise Unrecordable(f"symbols in place of numbers won't do ({_place(error)}): {error}") from error
 
-    def _read(self) -> Branch:
-        subject = self.subject
-        tape = SymbolicTape(tuple(subject.leaves))
-        tape.reading = self
+    def _run(self, tape: SymbolicTape) -> dict[str, Any]:
+        """Have the rule written down on a tape, and give the state that it leaves."""
+        subject, tape.reading = self.subject, self
         scalars = {name: Symbolic(self, symbol) for name, symbol in subject.scalars.items()}
         if subject.has_step:
             scalars["step"] = Symbolic(self, subject.t)
         state = tape.state({**subject.others, **scalars})
         subject.rule.update_param(state, self._numbers(subject.group), tape.grad, tape.param)
+        return state
+
+    def _read(self) -> Branch:
+        subject = self.subject
+        tape = SymbolicTape(tuple(subject.leaves))
+        state = self._run(tape)
         program, numbers = tape.program(tape.node), iter(tape.scalars)
         subject.added.update(dict.fromkeys(program.new_state))
         Values(self, program, lambda: self.use(next(numbers))).define()
@@ -429,7 +434,8 @@ def _assigned(line: str) -> str:
 
 # ## A program as formulas
 
-_FORMULAS: dict[str, Callable[..., Any]] = {
+#: Operations that are operators, so they are the same for formulas as for numbers and arrays.
+ARITHMETIC: dict[str, Callable[..., Any]] = {
     "copy": lambda a: a,
     "set": lambda a, b: b,
     "add": lambda a, b, s=1: a + s * b,
@@ -437,23 +443,27 @@ _FORMULAS: dict[str, Callable[..., Any]] = {
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
     "exact_div": lambda a, b: a / b,
-    "pow": lambda a, b: a**b,
-    "maximum": sympy.Max,
-    "minimum": sympy.Min,
     "addcmul": lambda a, b, c, s=1: a + s * b * c,
     "addcdiv": lambda a, b, c, s=1: a + s * b / c,
     "lerp": lambda a, b, w: a + w * (b - a),
+    "reciprocal": lambda a: 1 / a,
+    "square": lambda a: a**2,
+    "neg": operator.neg,
+}
+
+_FORMULAS: dict[str, Callable[..., Any]] = {
+    **ARITHMETIC,
+    "pow": lambda a, b: a**b,
+    "maximum": sympy.Max,
+    "minimum": sympy.Min,
     "clamp": lambda a, low, high: sympy.Min(sympy.Max(a, low), high),
     "clamp_tensors": lambda a, low, high: sympy.Min(sympy.Max(a, low), high),
     "clamp_min": sympy.Max,
     "clamp_max": sympy.Min,
     "sqrt": sympy.sqrt,
     "rsqrt": lambda a: 1 / sympy.sqrt(a),
-    "reciprocal": lambda a: 1 / a,
-    "square": lambda a: a**2,
     "abs": sympy.Abs,
     "sign": sympy.sign,
-    "neg": operator.neg,
     "exp": sympy.exp,
     "log": sympy.log,
     "tanh": sympy.tanh,
