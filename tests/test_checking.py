@@ -79,7 +79,7 @@ def test_what_is_wrong_is_named_with_its_size(cls, kwargs, message):
 def test_readers_that_disagree_are_found(monkeypatch):
     from optimizers.engines import c_kernel
 
-    monkeypatch.setitem(c_kernel._FORMULAS, "lerp", "LERP({0}, {1}, {2} * (real)1.0001)")
+    monkeypatch.setitem(c_kernel.FORMULAS, "lerp", "LERP({0}, {1}, {2} * (real)1.0001)")
     with pytest.raises(CheckFailed, match=r"Adam, fused reader, torch.float64: gives what the single reader gives"):
         check_optimizer(Adam, lr=0.5)
     assert torch.get_default_dtype() == torch.float32

@@ -18,18 +18,17 @@ same bits wherever it lies.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 
-from optimizers.engines.program import Program, Step, Unrecordable
+from optimizers.engines.printing import Language, loaded, value_name, variable, written
+from optimizers.engines.program import Program
 
 #: How an element of each dtype is kept in memory.
 STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
-# `{0}`, `{1}`, ... are operands. `{r1}` is the reciprocal of operand 1, where that is a number.
-_FORMULAS = {
+FORMULAS = {
     "copy": "{0}",
     "set": "{1}",
     "add": "{0} + {1}",
@@ -38,7 +37,7 @@ _FORMULAS = {
     "sub_scaled": "FMA(-{2}, {1}, {0})",
     "mul": "{0} * {1}",
     "div": "{0} / {1}",
-    "div_number": "{0} * {r1}",
+    "div_number": "{0} * {1}",
     "exact_div": "{0} / {1}",
     "pow": "POW({0}, {1})",
     "maximum": "LARGEST({0}, {1})",
@@ -73,6 +72,16 @@ _FORMULAS = {
     "not": "(real)({0} == 0)",
     "where": "({0} != 0) ? {1} : {2}",
 }
+
+C = Language(
+    name="C",
+    formulas=FORMULAS,
+    number="const real s{0} = (real)(scalars[{0}]);",
+    reciprocal="const real s{0} = (real)(1 / scalars[{0}]);",
+    value="const real {0} = {1};",
+    comment="/* {} */",
+    escapes=("*/", "* /"),
+)
 
 _PROLOGUE = """\
 #include <math.h>
@@ -188,39 +197,31 @@ def c_source(title: str, program: Program, real: torch.dtype, slots: Sequence[to
     """
     names = [*program.leaves, *program.new_state]
     heading = f"{title}: {len(program.steps)} operations on {', '.join(names)}"
-    parts = [f"/* {heading.replace('*/', '* /')} */\n"]
-    suffix = "f" if real == torch.float32 else ""
-    parts.append(_PROLOGUE.replace("{real}", STORAGE[real]).replace("{f}", suffix).replace("{F}", suffix.upper()))
+    parts = [f"{C.remark(heading)}\n", prologue(real)]
     parts.extend(text for dtype, text in ((torch.bfloat16, _BFLOAT16), (torch.float16, _FLOAT16)) if dtype in slots)
-    parts.append(_update(program, [_variable(name, slot) for slot, name in enumerate(names)], slots))
+    parts.append(_update(program, [variable(name, slot) for slot, name in enumerate(names)], slots))
     addresses = ", ".join(f"l->tables[{slot} * l->stride + i]" for slot in range(len(names)))
     parts.append(_EPILOGUE.replace("POINTERS", addresses))
     return "".join(parts)
 
 
-def _variable(name: str, slot: int) -> str:
-    """A name of a state as a name in C: any text may be one, and none may be taken for a number or a value."""
-    return f"{re.sub(r'[^A-Za-z_]', '_', name) or 'state'}_{slot}"
+def prologue(real: torch.dtype) -> str:
+    """What the formulas are made of, for a dtype of the arithmetic."""
+    suffix = "f" if real == torch.float32 else ""
+    return _PROLOGUE.replace("{real}", STORAGE[real]).replace("{f}", suffix).replace("{F}", suffix.upper())
 
 
 def _update(program: Program, names: list[str], slots: Sequence[torch.dtype]) -> str:
     """### The loop: load, the operations, store"""
-    written = {**program.stores, **dict(enumerate(program.new_state.values(), len(program.leaves)))}
+    stored = written(program)
     arguments = ", ".join(
-        f"{'' if slot in written else 'const '}{STORAGE[dtype]} *restrict {name}_at"
+        f"{'' if slot in stored else 'const '}{STORAGE[dtype]} *restrict {name}_at"
         for slot, (name, dtype) in enumerate(zip(names, slots, strict=True))
     )
-    numbers, body = _body(program, names)
-    used = {id for step in program.steps for id in step.operands} | set(written.values())
-    loads = [
-        f"const real {name} = {_load(dtype)}({name}_at[i]);"
-        for slot, (name, dtype) in enumerate(zip(names, slots, strict=True))
-        if slot in used and slot < len(program.leaves)
-    ]
+    numbers, body = C.body(program, names)
+    loads = [f"const real {names[s]} = {_load(slots[s])}({names[s]}_at[i]);" for s in loaded(program)]
     stores = [
-        f"{name}_at[i] = {_store(dtype)}({_value(program, names, written[slot])});"
-        for slot, (name, dtype) in enumerate(zip(names, slots, strict=True))
-        if slot in written
+        f"{names[s]}_at[i] = {_store(slots[s])}({value_name(program, names, stored[s])});" for s in sorted(stored)
     ]
     function = [
         f"static void update({arguments}, int64_t from, int64_t to, const double *scalars) {{",
@@ -231,43 +232,6 @@ def _update(program: Program, names: list[str], slots: Sequence[torch.dtype]) ->
         "}",
     ]
     return "\n".join(["", *function, ""])
-
-
-def _body(program: Program, names: list[str]) -> tuple[list[str], list[str]]:
-    numbers: list[str] = []
-    body: list[str] = []
-    comment = ""
-    for step in program.steps:
-        operands: list[str] = []
-        for id in step.operands:
-            if id is None:
-                index = len(numbers)
-                inverse = step.name == "div" and len(operands) == 1
-                numbers.append(f"const real s{index} = (real)({'1 / ' if inverse else ''}scalars[{index}]);")
-                operands.append(f"s{index}")
-            else:
-                operands.append(_value(program, names, id))
-        if step.source != comment:
-            comment = step.source
-            body.append(f"/* {comment.replace('*/', '* /')} */")
-        body.append(f"const real x{step.value} = {_formula(step, operands)};")
-    return numbers, body
-
-
-def _formula(step: Step, operands: list[str]) -> str:
-    name, template = step.name, ""
-    if name == "div" and step.operands[1] is None:
-        template = _FORMULAS["div_number"]
-    else:
-        scaled = {"add": 3, "sub": 3, "addcmul": 4, "addcdiv": 4}.get(name) == len(operands)
-        template = _FORMULAS.get(name + "_scaled" if scaled else name, "")
-    if not template:
-        raise Unrecordable(f"the C back end has no formula for `{name}` ({step.source})")
-    return template.format(*operands, r1=operands[-1])
-
-
-def _value(program: Program, names: list[str], id: int) -> str:
-    return names[id] if id < len(program.leaves) else f"x{id}"
 
 
 def _load(dtype: torch.dtype) -> str:

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from sympy import Expr, Symbol
 
-from optimizers.engines import c_kernel
+from optimizers.engines.c_kernel import C, prologue
 from optimizers.engines.gradient import C_FUNCTIONS, Recording
+from optimizers.engines.printing import value_name, variable
 from optimizers.engines.program import Program, Step, Unrecordable
 from optimizers.engines.scalars import POWERS, Choice, Numbers, RuleReader, Tree, Way, ways
 from optimizers.engines.symbolic import Subject
@@ -171,6 +172,10 @@ def joined(recording: Recording | None, program: Program, leaves: tuple[str, ...
     return Program(names, steps, {leaves.index(name): of_rule[id] for name, id in stores.items()}, {})
 
 
+#: C, with the functions that a gradient may have.
+_C = replace(C, formulas={**C.formulas, **{name: name.upper() + "({0})" for name in C_FUNCTIONS.values()}})
+
+
 class _Source:
     """## The C of a loop"""
 
@@ -178,20 +183,27 @@ class _Source:
         self.rule, self.recording, self.real = rule, recording, real
         trees = [tree for tree in (rule.first, rule.later) if tree is not None]
         self.programs = list({id(way.program): way.program for tree in trees for way in ways(tree)}.values())
-        self.wholes = [joined(recording, program, rule.leaves) for program in self.programs]
+        self.wholes = list(map(self._joined, self.programs))
         self.leaves = self.wholes[0].leaves
-        self.names = [c_kernel._variable(name, slot) for slot, name in enumerate(self.leaves)]
+        self.names = [variable(name, slot) for slot, name in enumerate(self.leaves)]
         self.kept = 0
         #: Numbers of the gradient come before those of the rule.
         self.own = len(recording.numbers) if recording else 0
+
+    def _joined(self, program: Program) -> Program:
+        """A program, with that of the gradient before it."""
+        whole = joined(self.recording, program, self.rule.leaves)
+        if self.real == torch.float64:
+            # With symbols it isn't known that a number has a reciprocal. In float64 all have one.
+            whole.steps = [replace(s, name="div") if s.name == "exact_div" else s for s in whole.steps]
+        return whole
 
     def text(self) -> Iterator[str]:
         gradient = f"{len(self.recording.program.steps)} operations" if self.recording else "a C function"
         heading = f"{self.rule.title}, the whole loop, with a gradient of {gradient}"
         suffix = "f" if self.real == torch.float32 else ""
-        prologue = c_kernel._PROLOGUE.replace("{real}", c_kernel.STORAGE[self.real])
-        yield f"/* {heading.replace('*/', '* /')} */\n"
-        yield prologue.replace("{f}", suffix).replace("{F}", suffix.upper())
+        yield f"{C.remark(heading)}\n"
+        yield prologue(self.real)
         yield from (f"#define {name.upper()} {name}{suffix}\n" for name in sorted(set(C_FUNCTIONS.values())))
         yield _PROLOGUE + POWERS
         for index, whole in enumerate(self.wholes):
@@ -205,7 +217,7 @@ class _Source:
 
     def _update(self, index: int, whole: Program) -> str:
         """A function that updates a range of elements, and gives the square of the way that they went."""
-        numbers, body = self._body(whole)
+        numbers, body = _C.body(whole, self.names)
         written = whole.stores
         used = {0, *written.values(), *(o for step in whole.steps for o in step.operands)} - {None}
         slots = [slot for slot in range(len(self.names)) if slot in used or slot in written]
@@ -245,8 +257,8 @@ class _Source:
             lines = ["    l->gradient(l->arrays[0], l->arrays[1], l->n);"]
         else:
             rule = Program(("param", "grad"), [], {}, {})
-            whole = joined(self.recording, rule, self.rule.leaves)
-            numbers, body = self._body(whole)
+            whole = self._joined(rule)
+            numbers, body = _C.body(whole, self.names)
             slots = [0, *range(len(self.rule.leaves), len(self.names))]
             result = {0: 0, **{1 + k: s for k, s in enumerate(slots[1:])}}.get(self.recording.result)
             value = self._value(whole.steps[-1].value if result is None else result)
@@ -263,42 +275,15 @@ class _Source:
             ]
         return "\n".join(["", "static void gradient(const launch *l) {", *lines, "}", ""])
 
-    def _body(self, program: Program) -> tuple[list[str], list[str]]:
-        numbers: list[str] = []
-        body: list[str] = []
-        comment = ""
-        for step in program.steps:
-            operands: list[str] = []
-            if step.name == "exact_div" and self.real == torch.float64:
-                # With symbols it isn't known that a number has a reciprocal. In float64 all have one.
-                step = replace(step, name="div")
-            for id in step.operands:
-                if id is None:
-                    inverse = "1 / " if step.name == "div" and len(operands) == 1 else ""
-                    operands.append(f"s{len(numbers)}")
-                    numbers.append(f"const real {operands[-1]} = (real)({inverse}scalars[{len(numbers)}]);")
-                else:
-                    operands.append(self._value(id))
-            if step.source != comment:
-                comment = step.source
-                body.append(f"/* {comment.replace('*/', '* /')} */")
-            formula = (
-                f"{step.name.upper()}({operands[0]})"
-                if step.name in C_FUNCTIONS.values()
-                else c_kernel._formula(step, operands)
-            )
-            body.append(f"const real x{step.value} = {formula};")
-        return numbers, body
-
     def _value(self, id: int) -> str:
-        return self.names[id] if id < len(self.leaves) else f"x{id}"
+        return value_name(self.wholes[0], self.names, id)
 
     # ### The steps
 
     def _step(self) -> Iterator[str]:
         rule = self.rule
-        symbols = {symbol: c_kernel._variable(symbol.name, k) for k, symbol in enumerate(rule.numbers)}
-        scalars = {s: c_kernel._variable(s.name, k) for k, s in enumerate(rule.scalars.values(), len(symbols))}
+        symbols = {symbol: variable(symbol.name, k) for k, symbol in enumerate(rule.numbers)}
+        scalars = {s: variable(s.name, k) for k, s in enumerate(rule.scalars.values(), len(symbols))}
         printed = Numbers(rule.t, symbols, scalars)
         later = list(self._tree(printed, rule.later))
         first = [] if rule.first is None else list(self._tree(printed, rule.first))
