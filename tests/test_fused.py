@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optimizers import SGD, Adam, AdamW, GenericAdaptiveOptimizer, RMSprop, WeightDecay
-from optimizers.engines import compiler, fused
+from optimizers.engines import c_launch, compiler
 from tests import helpers
 from tests.helpers import assert_within, same, same_state
 from tests.rules import CLASSES, READERS, RULES
 
 ROOT = Path(__file__).parent.parent
 SINGLE, FOREACH, FUSED = READERS["single"], READERS["foreach"], READERS["fused"]
-BIG = fused.THREADING_ELEMENTS + 1234
+BIG = c_launch.THREADING_ELEMENTS + 1234
 
 all_classes = pytest.mark.parametrize("rule", [rule for rule in CLASSES if "fused" in rule.readers], ids=str)
 all_rules = pytest.mark.parametrize("rule", [rule for rule in RULES if "fused" in rule.readers], ids=str)

@@ -129,9 +129,9 @@ static inline float load_float16(float16 half) { return (float)half; }
 static inline float16 store_float16(float value) { return (float16)value; }
 """
 
-# The launch is laid out by `fused.Arguments`. `tables[slot * stride + i]` is the address of tensor i in a slot,
+# The launch is laid out by `Launch`. `tables[slot * stride + i]` is the address of tensor i in a slot,
 # `offsets` are the sums of the sizes. Threads share the elements of all tensors evenly, whatever the sizes.
-_EPILOGUE = """
+_LAUNCH = """
 typedef struct {
     int64_t tensors, stride, cohorts, numbers, counts, threads;
     void **tables;
@@ -144,7 +144,9 @@ typedef struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
     int (*thread)(void), (*team)(void);
 } launch;
+"""
 
+_SHARE = """
 static void share(const launch *l, int64_t begin, int64_t end) {
     int64_t low = 0, high = l->tensors - 1;
     while (low < high) {
@@ -165,6 +167,14 @@ static void work(void *argument) {
     if (begin < all) share(l, begin, begin + part < all ? begin + part : all);
 }
 
+static void move(const launch *l) {
+    if (l->threads > 1) l->parallel(work, (void *)l, (unsigned)l->threads, 0);
+    else share(l, 0, l->offsets[l->tensors]);
+}
+"""
+
+# The counts of the steps are in the memory of the host, also where the kernel is one for a GPU.
+_COUNTS = """
 /* NaN is what it is. */
 static int differ(float one, float two) { return one != two && (one == one || two == two); }
 
@@ -178,8 +188,7 @@ int check(const launch *l) {
 
 int step(const launch *l) {
     if (check(l)) return 1;
-    if (l->threads > 1) l->parallel(work, (void *)l, (unsigned)l->threads, 0);
-    else share(l, 0, l->offsets[l->tensors]);
+    move(l);
     for (int64_t c = 0; c < l->counts; c++)
         for (int64_t i = 0; i < l->tensors; i++)
             *l->cells[c * l->stride + i] = (float)l->after[c + l->counts * l->rows[i]];
@@ -187,6 +196,9 @@ int step(const launch *l) {
     return 0;
 }
 """
+
+#: A kernel that counts the steps, and leaves the tensors to another.
+COUNTER = f"#include <stdint.h>\n{_LAUNCH}\nstatic void move(const launch *l) {{ (void)l; }}\n{_COUNTS}"
 
 
 def c_source(title: str, program: Program, real: torch.dtype, slots: Sequence[torch.dtype]) -> str:
@@ -201,7 +213,7 @@ def c_source(title: str, program: Program, real: torch.dtype, slots: Sequence[to
     parts.extend(text for dtype, text in ((torch.bfloat16, _BFLOAT16), (torch.float16, _FLOAT16)) if dtype in slots)
     parts.append(_update(program, [variable(name, slot) for slot, name in enumerate(names)], slots))
     addresses = ", ".join(f"l->tables[{slot} * l->stride + i]" for slot in range(len(names)))
-    parts.append(_EPILOGUE.replace("POINTERS", addresses))
+    parts += [_LAUNCH, _SHARE.replace("POINTERS", addresses), _COUNTS]
     return "".join(parts)
 
 

@@ -162,8 +162,6 @@ def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool
         if not is_plain(tensor) or placed(tensor) != placed(param):
             return f"the {what} is a {type(tensor).__name__} that is not cut as the parameter is"
     param, others = local(param), {what: local(tensor) for what, tensor in others.items()}
-    if param.device.type != "cpu":
-        return f"there is no kernel for the device {param.device.type!r} yet"
     if param.layout == torch.strided and not _is_dense(param):
         return f"the parameter has gaps in memory: shape {tuple(param.shape)}, strides {param.stride()}"
     for what, tensor in {"parameter": param, **others}.items():

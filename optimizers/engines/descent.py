@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from optimizers.engines import compiler, fused
+from optimizers.engines import compiler
+from optimizers.engines.c_launch import THREADING_ELEMENTS, threads
 from optimizers.engines.gradient import Recording
 from optimizers.engines.loop import BLOCK, LANES, LoopRule
 from optimizers.engines.program import Unrecordable
@@ -209,7 +210,7 @@ class Memory:
         addresses = [one.buffer_info()[0] for one in (self.numbers, *others)] + [places.buffer_info()[0]]
         self._addresses = [*addresses, places[-1]]
         self._real, self._step = kernel.real, kernel.step
-        self._runtime = compiler.openmp() if n >= fused.THREADING_ELEMENTS else None
+        self._runtime = compiler.openmp() if n >= THREADING_ELEMENTS else None
         self.native(0)
 
     def native(self, gradient: int) -> None:
@@ -238,11 +239,9 @@ class Memory:
 
     def run(self, first: int, last: int, tolerance: float) -> tuple[int, int, float]:
         """### Steps `first + 1` to `last`: how it ended, after which step, and the square of the last way"""
-        threads = 1
-        if self._runtime is not None:
-            threads = 1 if fused._forked else torch.get_num_threads()
+        team = 1 if self._runtime is None else threads()
         launch = self._launch
-        _HEAD.pack_into(launch, 0, self.n, first, last, threads, 0, first, tolerance, 0.0, self._closeness)
+        _HEAD.pack_into(launch, 0, self.n, first, last, team, 0, first, tolerance, 0.0, self._closeness)
         ending = self._step(self.address)
         _, _, _, _, _, step, _, moved, _ = _HEAD.unpack_from(launch)
         return ending, step, moved

@@ -24,7 +24,8 @@ from optimizers.engines.cohort import Cohort, Counts, adopt, gather, states_of, 
 from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.eager import step_foreach, step_single
 from optimizers.engines.functional import step_functional
-from optimizers.engines.fused import Changed, FusedJob
+from optimizers.engines.fused import FusedJob
+from optimizers.engines.launch import Changed
 from optimizers.engines.program import Unrecordable
 from optimizers.engines.recorder import Tape
 from optimizers.engines.report import Report, report_of

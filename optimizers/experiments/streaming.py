@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from optimizers.engines import compiler
-from optimizers.engines.fused import THREADING_ELEMENTS
+from optimizers.engines.c_launch import THREADING_ELEMENTS
 
 _SOURCE = """\
 /* The streaming limit, with {count} arrays written */

@@ -1,0 +1,195 @@
+"""
+---
+title: A launch
+summary: One kernel, and the tensors that it is called for.
+---
+
+# A launch
+
+A kernel is called with the addresses of all its tensors and a row of numbers for each cohort. They are laid out once.
+At each step it is [looked](look.html) whether all is where it was, and what is new is put in its place: the addresses
+of the gradients and the numbers. Whatever is not as expected makes `ready` return False, before anything is written.
+
+How the kernel is called is up to the device: [by its address](c_launch.html) on the CPU, and [in the stream of
+the device](triton_launch.html) on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.engines import compiler
+from optimizers.engines.cohort import Cohort, states_of
+from optimizers.engines.look import expected, expected_state, gradient_looker, state_looker
+from optimizers.engines.program import Program, Unrecordable
+from optimizers.engines.shard import is_distributed, local
+from optimizers.engines.state import compute_dtype, real_dtype
+
+#: torch's `increment_version`, without the wrapper around it, which takes longer than the thing itself.
+_increment_version: Callable[[Any], None] = torch._C._increment_version
+
+
+class Changed(Exception):
+    """A count is not what it was taken for; nothing was done."""
+
+
+class Arguments(ctypes.Structure):
+    """The argument of a kernel, `launch` in [the C back end](c_kernel.html)."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tensors", "stride", "cohorts", "numbers", "counts", "threads")),
+        *((name, ctypes.c_void_p) for name in ("tables", "offsets", "rows", "scalars", "cells", "before", "after")),
+        *((name, ctypes.c_void_p) for name in ("parallel", "thread", "team")),
+    )
+
+
+class Launch:
+    """
+    ## The tensors of some cohorts, and the kernel that steps them
+
+    Making one compiles what is needed, and raises `NoCompiler` where that fails. A `dry` one is only looked at.
+    """
+
+    #: A function `check` that looks at the counts, and a function `step` that advances them, of the address of the
+    #: arguments.
+    kernel: compiler.Kernel
+
+    def __init__(self, rule: Any, program: Program, cohorts: list[Cohort], dry: bool) -> None:
+        self.program, self.cohorts = program, cohorts
+        self.params = [p for c in cohorts for p in c.params]
+        self.states = [s for c in cohorts for s in c.states]
+        self.names = program.leaves[2:]
+        self.numbers = program.numbers
+        self.elements = sum(map(numel, self.params))
+        title = type(rule).__name__
+        self.source = self.source_of(title, program, cohorts[0])
+        self.kernel_name = f"{title}_{compiler.short_name(self.source)}"
+        self._load()
+        if not dry:
+            self._locate()
+
+    @classmethod
+    def source_of(cls, title: str, program: Program, cohort: Cohort) -> str:
+        """### The source of a program, for the dtypes of a cohort"""
+        slots, real = slots_of(cohort, program), compute_dtype(cohort.params[0])
+        return program.memo((cls, real, *slots), lambda: cls.printed(title, program, real, slots))
+
+    @staticmethod
+    def printed(title: str, program: Program, real: torch.dtype, slots: Sequence[torch.dtype]) -> str:
+        """### The source, for a dtype of the arithmetic and the dtypes in memory"""
+        raise NotImplementedError
+
+    def _load(self) -> None:
+        """### Compile the source"""
+        raise NotImplementedError
+
+    def _locate(self) -> None:
+        """### Note where everything lies, and lay out the arguments of the kernel"""
+        params, states, names = self.params, self.states, self.names
+        self.new_state = {name: [_like(p) for p in params] for name in self.program.new_state}
+        self.counts = tuple(self.cohorts[0].scalars)
+        self.scalar_tensors = [s[name] for name in self.counts for s in states]
+        # The cells are written through their addresses, so the memory must stay, whatever becomes of the tensors.
+        self._storages = [t.untyped_storage() for t in self.scalar_tensors]
+        self._look, self._rows = gradient_looker(params), [expected(p) for p in params]
+        self._look_at_states = state_looker(names, self.counts, is_distributed(params[0]))
+        self._state_rows = [expected_state(s, names, self.counts) for s in states]
+        #: Addresses by slot; those of the gradients are yet to come.
+        self.addresses = [list(map(address, params)), [0] * len(params)]
+        self.addresses += [[address(s[name]) for s in states] for name in names]
+        self.addresses += [list(map(address, tensors)) for tensors in self.new_state.values()]
+        self._tensors = [s[name] for name in names for s in states]
+        self._written = [*params, *map(local, params)] if is_distributed(params[0]) else params
+        self._lay_out(len(params), len(self.cohorts))
+
+    def _lay_out(self, n: int, rows: int) -> None:
+        offsets = array("q", [0])
+        for param in self.params:
+            offsets.append(offsets[-1] + numel(param))
+        of_tensor = array("i", [row for row, c in enumerate(self.cohorts) for _ in c.params])
+        cells = array("Q", map(Tensor.data_ptr, self.scalar_tensors))
+        before = [float(c.scalars[name]) for c in self.cohorts for name in self.counts]
+        #: The addresses, of which those of the gradients are put in their place at each step.
+        self.table = array("Q", [at for slot in self.addresses for at in slot])
+        self._put_grads = Struct(f"{n}Q").pack_into
+        #: The numbers of the rule, then the scalars after the step.
+        self.row = array("d", [0.0] * rows * self.numbers + before)
+        self._put_numbers = Struct(f"{len(self.row)}d").pack_into
+        self._arrays = (offsets, of_tensor, cells, array("d", before))
+        self.arguments = a = Arguments(n, n, rows, self.numbers, len(self.counts), 1)
+        a.tables, a.offsets, a.rows, a.cells = map(place, (self.table, offsets, of_tensor, cells))
+        a.before, a.scalars = place(self._arrays[-1]), place(self.row)
+        a.after = a.scalars + 8 * rows * self.numbers
+        self.argument = ctypes.addressof(a)
+
+    def ready(self, state_is_known: bool, numbers: list[Any], after: list[float], alone: bool) -> bool:
+        """
+        ### Look whether all is as it was, and take what is new: gradients and numbers
+
+        States are looked at if somebody outside the engines may know them. A launch that is `alone` leaves it to its
+        step to look at the counts.
+        """
+        try:
+            if state_is_known and not self._look_at_states(self._state_rows):
+                return False
+            grads = self._look(self._rows)
+        except (AttributeError, KeyError, TypeError, RuntimeError):
+            # A state or a gradient is missing, or a gradient is sparse, and has no strides.
+            return False
+        if grads is None:
+            return False
+        self._put_grads(self.table, 8 * len(grads), *grads)
+        try:
+            self._put_numbers(self.row, 0, *numbers, *after)
+        except Exception as error:
+            raise Unrecordable(f"a number of the rule is not one: {error}") from error
+        return alone or self.kernel.check(self.argument) == 0
+
+    def run(self, state_is_known: bool) -> None:
+        """### Step, and tell autograd what was written, as far as anybody else can have used it"""
+        if self.kernel.step(self.argument):
+            raise Changed
+        _increment_version(self._written)
+        if state_is_known:
+            _increment_version(self._tensors)
+
+    def adopt(self, rule: Any) -> None:
+        """### Put what the rule added to the states in its place"""
+        for name, tensors in self.new_state.items():
+            for param, state, tensor in zip(self.params, self.states, tensors, strict=True):
+                state[name] = tensor
+                states_of(rule)[param] = state
+
+
+def numel(tensor: Tensor) -> int:
+    """The real numbers in a tensor, as far as it lies here."""
+    return local(tensor).numel() * (2 if tensor.is_complex() else 1)
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor lies."""
+    return local(tensor).data_ptr()
+
+
+def place(numbers: array[Any]) -> int:
+    """Where an array lies."""
+    return numbers.buffer_info()[0]
+
+
+def slots_of(cohort: Cohort, program: Program) -> tuple[torch.dtype, ...]:
+    """The dtypes in memory of the leaves, and of the new state, which has the dtype of the parameter."""
+    param, state = cohort.params[0], cohort.states[0]
+    grad = param if param.grad is None else param.grad
+    leaves = (param.dtype, grad.dtype, *(state[name].dtype for name in program.leaves[2:]))
+    return tuple(map(real_dtype, (*leaves, *(param.dtype for _ in program.new_state))))
+
+
+def _like(param: Tensor) -> Tensor:
+    return torch.empty_like(param, requires_grad=False)

@@ -1,0 +1,132 @@
+"""
+---
+title: A launch on a GPU
+summary: One Triton kernel, in the stream of the device, with its addresses and numbers in the memory of the device.
+---
+
+# A launch on a GPU
+
+What a step costs here is mostly the time that Python takes to ask for it, so little is asked. The addresses of
+parameters and states, the sizes and the list of blocks are brought to the device once. What is new at a step, the
+addresses of the gradients and the numbers, is written side by side into one piece of pinned memory, and goes over in
+one copy, which nobody waits for. That memory is torch's own to reuse: it keeps it until the copy is done.
+
+The counts of the steps stay in the memory of the host, so nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.engines import compiler
+from optimizers.engines.c_kernel import COUNTER
+from optimizers.engines.compiler import NoCompiler
+from optimizers.engines.launch import Launch, numel, place
+from optimizers.engines.program import Program
+from optimizers.engines.shard import local
+from optimizers.engines.triton_kernel import BLOCK, WARPS, load, triton_source
+
+#: Not for speed: a product and a sum are contracted where the formula says so, and nowhere else.
+OPTIONS: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
+
+
+class TritonLaunch(Launch):
+    """## A launch of a Triton kernel"""
+
+    @staticmethod
+    def printed(title: str, program: Program, real: torch.dtype, slots: Sequence[torch.dtype]) -> str:
+        """### The source, for a dtype of the arithmetic and the dtypes in memory"""
+        return triton_source(title, [program], real, slots)
+
+    def _load(self) -> None:
+        self.kernel = compiler.load(COUNTER)
+        self.function = load(self.source)["step"]
+
+    def _lay_out(self, n: int, rows: int) -> None:
+        super()._lay_out(n, rows)
+        self.device = local(self.params[0]).device
+        self.sizes = [numel(p) for p in self.params]
+        row_of_tensor = self._arrays[1]
+        with torch.no_grad(), on(self.device):
+            self.fixed = table(self.addresses, self.sizes, [self.numbers * row for row in row_of_tensor], self.device)
+            self.fresh = Fresh(n, rows * self.numbers, self.device)
+            self._arguments = (self.fixed, self.fresh.grads, self.fresh.numbers, n)
+            self._blocks = blocks(self.sizes)
+            compile_now(self.function, self._arguments, BLOCK=BLOCK)
+
+    def run(self, state_is_known: bool) -> None:
+        """### Step: the counts here, the tensors there"""
+        super().run(state_is_known)
+        n = len(self.params)
+        with on(self.device):
+            self.fresh.send(place(self.table) + 8 * n, place(self.row))
+            if self._blocks:
+                self.function[(self._blocks,)](*self._arguments, BLOCK=BLOCK, **OPTIONS)
+
+
+class Fresh:
+    """
+    ## What is new at each step, in the memory of the device
+
+    `n` addresses of gradients, and numbers in float64.
+    """
+
+    def __init__(self, n: int, numbers: int, device: torch.device) -> None:
+        self._n, self._numbers = n, numbers
+        # Kernels differ by whether their arguments lie at a multiple of 16 bytes, so let both.
+        self._begin = n + n % 2
+        self._pinned = device.type != "cpu"
+        self._all = torch.zeros(self._begin + numbers, dtype=torch.int64, device=device)
+        self.grads = self._all[:n]
+        self.numbers = self._all[self._begin :].view(torch.float64)
+
+    def send(self, grads: int, numbers: int) -> Tensor:
+        """### Bring over what lies at these addresses, and give the memory of the host that it was copied through"""
+        host = torch.empty(self._all.numel(), dtype=torch.int64, pin_memory=self._pinned)
+        at = host.data_ptr()
+        ctypes.memmove(at, grads, 8 * self._n)
+        ctypes.memmove(at + 8 * self._begin, numbers, 8 * self._numbers)
+        self._all.copy_(host, non_blocking=True)
+        return host
+
+
+def on(device: torch.device) -> Any:
+    """The device as the current one, for which Triton launches."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+def blocks(sizes: list[int]) -> int:
+    """How many blocks there are."""
+    return sum((size + BLOCK - 1) // BLOCK for size in sizes)
+
+
+def table(addresses: list[list[int]], sizes: list[int], rows: list[int], device: torch.device) -> Tensor:
+    """
+    ### What stays: addresses by slot but for those of the gradients, sizes, where the numbers begin, and the blocks
+
+    A block is an index of a tensor, and in the lower 32 bits that of the block in it.
+    """
+    slots = [addresses[0], *addresses[2:]]
+    # An address is an unsigned number.
+    head = torch.tensor([ctypes.c_int64(at).value for slot in slots for at in slot], dtype=torch.int64)
+    count = (torch.tensor(sizes) + BLOCK - 1) // BLOCK
+    tensor = torch.repeat_interleave(torch.arange(len(sizes)), count)
+    first = torch.repeat_interleave(count.cumsum(0) - count, count)
+    block = (tensor << 32) | (torch.arange(tensor.numel()) - first)
+    return torch.cat([head, torch.tensor(sizes), torch.tensor(rows), block]).to(device)
+
+
+def compile_now(function: Any, arguments: tuple[Any, ...], **constants: Any) -> None:
+    """### Compile a kernel before anything is done. Raises `NoCompiler`"""
+    try:
+        function.warmup(*arguments, grid=(1,), **constants, **OPTIONS)
+    except Exception as error:
+        raise NoCompiler(f"Triton failed to compile the kernel: {type(error).__name__}: {error}"[:2000]) from error
