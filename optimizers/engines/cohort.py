@@ -14,6 +14,7 @@ behind, corrects its bias accordingly, and so is in another cohort.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from optimizers.engines.c_kernel import STORAGE
 from optimizers.engines.shard import is_plain, local, placed
-from optimizers.engines.state import compute_dtype, imagined_state, new_state, real_dtype, settle_scalars
+from optimizers.engines.state import CPU, compute_dtype, imagined_state, new_state, real_dtype, settle_scalars
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Cohort:
     * `scalars` are the numbers in the state *before* the step, such as the count; `others` is what else there is.
     * `obstacle` says why no kernel can take them, or is empty. `sparse` gradients are one reason, `shared` memory is
       another. `tensor_hypers` says that some hyper-parameter is a tensor.
+    * `on_device` says that the numbers are those of the device: the scalars are not known here, and may differ.
     """
 
     group: int
@@ -48,6 +50,7 @@ class Cohort:
     sparse: bool
     shared: bool
     tensor_hypers: bool
+    on_device: bool = False
     params: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
 
@@ -58,12 +61,13 @@ class Cohort:
         return {**self.scalars, "step": self.scalars["step"] + 1}
 
 
-def gather(rule: Any, dry: bool = False) -> list[Cohort]:
+def gather(rule: Any, dry: bool = False, on_device: Callable[[Any, Tensor], bool] | None = None) -> list[Cohort]:
     """
     ## The cohorts of this step
 
     Raises `RuntimeError` for a sparse gradient where the rule can't take one. New parameters get their state,
     which `adopt` puts in its place. A `dry` run is for looking: every parameter counts as having a gradient.
+    `on_device` tells of a group and a parameter whether its numbers are the device's.
     """
     cohorts: dict[Any, Cohort] = {}
     active = [(i, p) for i, g in enumerate(rule.param_groups) for p in g["params"] if dry or p.grad is not None]
@@ -80,19 +84,23 @@ def gather(rule: Any, dry: bool = False) -> list[Cohort]:
         if not state:
             state = (imagined_state if dry else new_state)(rule, group, param)
         turns.append(state)
-        settle_scalars(rule, state)
-        scalars = {name: _number(state[name], name) for name in rule.scalar_state if name in state}
+        there = on_device is not None and on_device(group, param)
+        if not (dry and there):
+            settle_scalars(rule, state, param.device if there else CPU)
+        # To ask a device for a number is to wait for it.
+        known = {} if there else state
+        scalars = {name: _number(known.get(name, 0.0), name) for name in rule.scalar_state if name in state}
         tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in scalars}
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
         obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
         dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
         mesh = (placed(param) or (None,))[0]
         memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout, mesh)
-        kind = (*memory, obstacle, dtypes, tuple(scalars), repr(others))
+        kind = (*memory, obstacle, dtypes, tuple(scalars), repr(others), there)
         key = (index, tuple(scalars.items()), kind, len(turns))
         if key not in cohorts:
             tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
-            key_parts = (tuple(tensors), scalars, others, obstacle, grad.is_sparse, shared, tensor_hypers)
+            key_parts = (tuple(tensors), scalars, others, obstacle, grad.is_sparse, shared, tensor_hypers, there)
             cohorts[key] = Cohort(index, kind, *key_parts)
         cohorts[key].params.append(param)
         cohorts[key].states.append(state)

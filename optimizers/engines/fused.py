@@ -54,6 +54,7 @@ class FusedJob:
     """
 
     reader = "fused"
+    on_device = False
 
     def __init__(
         self, rule: Any, cohorts: list[Cohort], tapes: dict[Any, Tape], scale: float | None, dry: bool

@@ -57,6 +57,9 @@ class Launch:
     Making one compiles what is needed, and raises `NoCompiler` where that fails. A `dry` one is only looked at.
     """
 
+    #: Whether the numbers of a step may be the device's, so that the host need not know them.
+    has_numbers = False
+
     #: A function `check` that looks at the counts, and a function `step` that advances them, of the address of the
     #: arguments.
     kernel: compiler.Kernel
@@ -69,11 +72,15 @@ class Launch:
         self.numbers = program.numbers
         self.elements = sum(map(numel, self.params))
         title = type(rule).__name__
-        self.source = self.source_of(title, program, cohorts[0])
+        self.source = self._print(title)
         self.kernel_name = f"{title}_{compiler.short_name(self.source)}"
         self._load()
         if not dry:
             self._locate()
+
+    def _print(self, title: str) -> str:
+        """### The source of the kernel"""
+        return self.source_of(title, self.program, self.cohorts[0])
 
     @classmethod
     def source_of(cls, title: str, program: Program, cohort: Cohort) -> str:
@@ -156,6 +163,9 @@ class Launch:
         """### Step, and tell autograd what was written, as far as anybody else can have used it"""
         if self.kernel.step(self.argument):
             raise Changed
+        self._mark_written(state_is_known)
+
+    def _mark_written(self, state_is_known: bool) -> None:
         _increment_version(self._written)
         if state_is_known:
             _increment_version(self._tensors)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 #: Where arithmetic is done, for parameters whose own dtype is too coarse: with `eps=1e-8` and a zero gradient, Adam in
 #: plain float16 is 0/0.
 COMPUTE_DTYPE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -59,6 +61,17 @@ def _number(value: Any) -> Any:
     return value
 
 
+def hypers_on(group: dict[str, Any], device: torch.device) -> list[str]:
+    """The entries of a group that are, or have, numbers in tensors on a device."""
+    return [name for name, value in group.items() if name != "params" and _is_on(value, device)]
+
+
+def _is_on(value: Any, device: torch.device) -> bool:
+    if isinstance(value, tuple):
+        return any(_is_on(part, device) for part in value)
+    return isinstance(value, Tensor) and value.numel() == 1 and value.device == device
+
+
 def scalar_tensor(value: Any) -> Tensor:
     """A number as the world sees it, torch's form of a step count: a new float32 0-dim tensor on the CPU."""
     if isinstance(value, Tensor):
@@ -94,16 +107,16 @@ def imagined_state(rule: Any, group: dict[str, Any], param: Tensor) -> dict[str,
         return new_state(rule, group, param)
 
 
-def settle_scalars(rule: Any, state: dict[str, Any]) -> None:
+def settle_scalars(rule: Any, state: dict[str, Any], device: torch.device = CPU) -> None:
     """Give the scalars of a state the form that they have here, whoever put them there."""
     for name in rule.scalar_state:
         value = state.get(name)
-        if value is not None and not _is_scalar_tensor(value):
-            state[name] = scalar_tensor(value)
+        if value is not None and not _is_scalar_tensor(value, device):
+            state[name] = scalar_tensor(value).to(device)
 
 
-def _is_scalar_tensor(value: Any) -> bool:
-    return type(value) is Tensor and value.dtype == torch.float32 and value.dim() == 0 and value.device.type == "cpu"
+def _is_scalar_tensor(value: Any, device: torch.device) -> bool:
+    return type(value) is Tensor and value.dtype == torch.float32 and value.dim() == 0 and value.device == device
 
 
 def adopt_state(rule: Any, saved: dict[str, Any] | None) -> None:

@@ -14,6 +14,7 @@ ready, which writes nothing; only then do they run. So a step that can't be done
 from __future__ import annotations
 
 import logging
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -24,12 +25,15 @@ from optimizers.engines.cohort import Cohort, Counts, adopt, gather, states_of, 
 from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.eager import step_foreach, step_single
 from optimizers.engines.functional import step_functional
-from optimizers.engines.fused import FusedJob
+from optimizers.engines.fused import LAUNCHES, FusedJob
 from optimizers.engines.launch import Changed
 from optimizers.engines.program import Unrecordable
 from optimizers.engines.recorder import Tape
 from optimizers.engines.report import Report, report_of
-from optimizers.engines.state import group_numbers
+from optimizers.engines.scaling import Scaling
+from optimizers.engines.shard import local
+from optimizers.engines.state import group_numbers, hypers_on
+from optimizers.engines.triton_launch import is_capturing
 
 _log = logging.getLogger("optimizers")
 # What was said needs no saying again, also by the thousandth optimizer of a class.
@@ -38,6 +42,8 @@ _told: set[tuple[type, str]] = set()
 
 class EagerJob:
     """## A cohort that the single or the foreach reader steps"""
+
+    on_device = False
 
     def __init__(self, rule: Any, cohort: Cohort, reader: str, reason: str) -> None:
         self.cohorts, self.cohort, self.reader, self.reason = [cohort], cohort, reader, reason
@@ -104,15 +110,25 @@ def read_once(rule: Any, cohort: Cohort, tape: Tape) -> None:
 class Plan:
     """## What a step does"""
 
-    def __init__(self, rule: Any, jobs: list[FusedJob | EagerJob]) -> None:
+    def __init__(self, rule: Any, jobs: list[Any], here: str = "") -> None:
         self.jobs = jobs
+        #: Whether all numbers are the device's, so that nothing has to be looked at here.
+        self.on_device = bool(jobs) and all(job.on_device for job in jobs)
+        devices = [local(p).device for job in jobs if not job.on_device for c in job.cohorts for p in c.params]
+        # Steps with numbers of the host can't go into a graph of this device.
+        self._not_in_graphs_of, self._here = next((d for d in devices if d.type == "cuda"), None), here
         self._params = [p for g in rule.param_groups for p in g["params"]]
         stepping = {id(p) for job in jobs for cohort in job.cohorts for p in cohort.params}
         self._idle = [p for p in self._params if id(p) not in stepping]
         self._states = list(states_of(rule).values())
 
-    def ready(self, rule: Any, scale: float | None) -> bool:
+    def ready(self, rule: Any, scaling: Scaling | None) -> bool:
         """### Whether the same parameters step as before; every job is then prepared"""
+        if self._not_in_graphs_of is not None and is_capturing(self._not_in_graphs_of):
+            raise RuntimeError(
+                f"a CUDA graph would repeat the numbers of this one step of {type(rule).__name__}: "
+                + (self._here or "set capturable=True in every group, and fused=None or True")
+            )
         groups = rule.param_groups
         params = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
@@ -124,17 +140,20 @@ class Plan:
             if len(states) != len(self._states) or not all(map(is_, states, self._states)):
                 return False
         alone = len(self.jobs) == 1
+        scale = None if scaling is None or self.on_device else scaling.number
         for job in self.jobs:  # noqa: SIM110 - a generator takes its time
-            if not job.ready(rule, scale, alone):
+            if not job.ready(rule, scaling if job.on_device else scale, alone):
                 return False
         return True
 
     def run(self, rule: Any) -> bool:
         """### Step. False if the plan does not hold for the next one"""
         if len(self.jobs) == 1:
-            return self.jobs[0].run(rule)
-        held = [job.run(rule) for job in self.jobs]
-        return all(held)
+            held: bool = self.jobs[0].run(rule)
+            return held
+        # Every job runs, whatever the one before it says.
+        held_all = [job.run(rule) for job in self.jobs]
+        return all(held_all)
 
 
 class Stepper:
@@ -144,6 +163,9 @@ class Stepper:
         self._plan: Plan | None = None
         # Readings of the rule, kept from plan to plan.
         self._tapes: dict[Any, Tape] = {}
+        self._readings: dict[Any, Any] = {}
+        #: Why numbers can't be the device's, if that was tried.
+        self._here = ""
 
     def step(self, rule: Any) -> None:
         """
@@ -152,32 +174,29 @@ class Stepper:
         torch's `GradScaler` sets `grad_scale` and `found_inf` on an optimizer that says it can do with them. A step
         with an infinite gradient is not done at all.
         """
-        scale: float | None = None
-        if rule._step_supports_amp_scaling:
-            found_inf: Tensor | None = getattr(rule, "found_inf", None)
-            if found_inf is not None and found_inf.item():
-                return
-            grad_scale: Tensor | None = getattr(rule, "grad_scale", None)
-            scale = None if grad_scale is None else float(grad_scale.item())
         plan = self._plan
+        scaling = Scaling.of(rule) if rule._step_supports_amp_scaling else None
+        if scaling is not None and (plan is None or not plan.on_device) and scaling.is_skipped:
+            return
         try:
-            if plan is not None and plan.ready(rule, scale):
+            if plan is not None and plan.ready(rule, scaling):
                 if not plan.run(rule):
                     self._plan = None
                 return
         except (Unrecordable, NoCompiler, Changed):
             pass
         self._plan = None
-        plan = self._make(rule, scale)
-        if not plan.ready(rule, scale):
+        plan = self._make(rule, scaling)
+        if not plan.ready(rule, scaling):
             raise RuntimeError("the parameters, gradients or states changed while the step was prepared")
         self._plan = plan if plan.run(rule) else None
 
     @torch.no_grad()
-    def _make(self, rule: Any, scale: float | None = None, dry: bool = False) -> Plan:
+    def _make(self, rule: Any, scaling: Scaling | None = None, dry: bool = False) -> Plan:
         """### Look at everything, and choose a reader for each cohort"""
-        cohorts = gather(rule, dry)
+        cohorts = gather(rule, dry, partial(self._is_on_device, scaling is not None))
         if not dry:
+            _refuse_capture(rule, cohorts)
             adopt(rule, cohorts)
         jobs: list[FusedJob | EagerJob] = []
         for together in _together(rule, cohorts):
@@ -185,16 +204,36 @@ class Stepper:
             reason = reason or together[0].obstacle
             if not reason:
                 try:
-                    jobs.append(FusedJob(rule, together, self._tapes, scale, dry))
+                    jobs.append(self._fused(rule, together, scaling, dry))
                     continue
                 except (Unrecordable, NoCompiler) as error:
                     reason = str(error)
+                if together[0].on_device:
+                    self._here = reason
+                    return self._make(rule, scaling, dry)
             if group["fused"]:
                 raise RuntimeError(
                     f"fused=True can't be had: {reason}. Leave `fused` out and the fastest reader that works is taken"
                 )
             jobs += [self._eager(rule, cohort, reason) for cohort in together]
-        return Plan(rule, jobs)
+        return Plan(rule, jobs, self._here)
+
+    def _fused(self, rule: Any, cohorts: list[Cohort], scaling: Scaling | None, dry: bool) -> Any:
+        """### A job for kernels"""
+        if not cohorts[0].on_device:
+            return FusedJob(rule, cohorts, self._tapes, None if scaling is None else scaling.number, dry)
+        # Symbols take half a second to import.
+        from optimizers.engines.device_launch import DeviceJob
+
+        scaled = scaling is not None and scaling.grad_scale is not None
+        return DeviceJob(rule, cohorts, self._readings, scaled, dry)
+
+    def _is_on_device(self, scaled: bool, group: dict[str, Any], param: Tensor) -> bool:
+        """### Whether the numbers of a step are the device's: for a graph, AMP, or a learning rate that is there"""
+        device = local(param).device
+        if self._here or device.type not in LAUNCHES or not LAUNCHES[device.type].has_numbers or _unwanted(group):
+            return False
+        return scaled or bool(group["capturable"]) or bool(hypers_on(group, device))
 
     def _eager(self, rule: Any, cohort: Cohort, reason: str) -> EagerJob:
         group, reader = rule.param_groups[cohort.group], "single"
@@ -223,8 +262,17 @@ class Stepper:
     def kernel_source(self, rule: Any) -> str:
         """### The source of every kernel in use"""
         jobs = self._plan_to_show(rule).jobs
-        sources = dict.fromkeys(launch.source for job in jobs if isinstance(job, FusedJob) for launch in job.launches)
+        sources = dict.fromkeys(launch.source for job in jobs for launch in getattr(job, "launches", ()))
         return "\n".join(sources)
+
+
+def _refuse_capture(rule: Any, cohorts: list[Cohort]) -> None:
+    """A graph can't have what a step prepares for all later ones."""
+    if any(is_capturing(local(cohort.params[0]).device) for cohort in cohorts):
+        raise RuntimeError(
+            f"{type(rule).__name__} is not ready to be captured in a CUDA graph: take a step or two before, with "
+            "gradients for the same parameters, on a side stream, as torch's notes on CUDA graphs say"
+        )
 
 
 def _unwanted(group: dict[str, Any]) -> str:

@@ -39,6 +39,8 @@ OPTIONS: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
 class TritonLaunch(Launch):
     """## A launch of a Triton kernel"""
 
+    has_numbers = True
+
     @staticmethod
     def printed(title: str, program: Program, real: torch.dtype, slots: Sequence[torch.dtype]) -> str:
         """### The source, for a dtype of the arithmetic and the dtypes in memory"""
@@ -56,7 +58,8 @@ class TritonLaunch(Launch):
         with torch.no_grad(), on(self.device):
             self.fixed = table(self.addresses, self.sizes, [self.numbers * row for row in row_of_tensor], self.device)
             self.fresh = Fresh(n, rows * self.numbers, self.device)
-            self._arguments = (self.fixed, self.fresh.grads, self.fresh.numbers, n)
+            numbers = self.fresh.words.view(torch.float64)
+            self._arguments = (self.fixed, self.fresh.grads, numbers, n)
             self._blocks = blocks(self.sizes)
             compile_now(self.function, self._arguments, BLOCK=BLOCK)
 
@@ -65,7 +68,7 @@ class TritonLaunch(Launch):
         super().run(state_is_known)
         n = len(self.params)
         with on(self.device):
-            self.fresh.send(place(self.table) + 8 * n, place(self.row))
+            self.fresh.send(place(self.table) + 8 * n, place(self.row), self.fresh.memory())
             if self._blocks:
                 self.function[(self._blocks,)](*self._arguments, BLOCK=BLOCK, **OPTIONS)
 
@@ -74,26 +77,28 @@ class Fresh:
     """
     ## What is new at each step, in the memory of the device
 
-    `n` addresses of gradients, and numbers in float64.
+    `n` addresses of gradients, and some more words of 8 bytes.
     """
 
-    def __init__(self, n: int, numbers: int, device: torch.device) -> None:
-        self._n, self._numbers = n, numbers
+    def __init__(self, n: int, words: int, device: torch.device) -> None:
+        self._n, self._words = n, words
         # Kernels differ by whether their arguments lie at a multiple of 16 bytes, so let both.
         self._begin = n + n % 2
         self._pinned = device.type != "cpu"
-        self._all = torch.zeros(self._begin + numbers, dtype=torch.int64, device=device)
+        self._all = torch.zeros(self._begin + words, dtype=torch.int64, device=device)
         self.grads = self._all[:n]
-        self.numbers = self._all[self._begin :].view(torch.float64)
+        self.words = self._all[self._begin :]
 
-    def send(self, grads: int, numbers: int) -> Tensor:
-        """### Bring over what lies at these addresses, and give the memory of the host that it was copied through"""
-        host = torch.empty(self._all.numel(), dtype=torch.int64, pin_memory=self._pinned)
+    def memory(self) -> Tensor:
+        """### Memory of the host to copy from"""
+        return torch.empty(self._all.numel(), dtype=torch.int64, pin_memory=self._pinned)
+
+    def send(self, grads: int, words: int, host: Tensor) -> None:
+        """### Bring over what lies at these addresses, by way of this memory of the host"""
         at = host.data_ptr()
         ctypes.memmove(at, grads, 8 * self._n)
-        ctypes.memmove(at + 8 * self._begin, numbers, 8 * self._numbers)
+        ctypes.memmove(at + 8 * self._begin, words, 8 * self._words)
         self._all.copy_(host, non_blocking=True)
-        return host
 
 
 def on(device: torch.device) -> Any:
@@ -101,6 +106,11 @@ def on(device: torch.device) -> Any:
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is asked of a device is not done but written down for a graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def blocks(sizes: list[int]) -> int:

@@ -1,0 +1,199 @@
+"""
+---
+title: A launch with numbers of the device
+summary: A step on a GPU that Python asks for, and knows nothing about.
+---
+
+# A launch with numbers of the device
+
+Two kernels: a small one [calculates the numbers](device_numbers.html) of every tensor, then the large one moves it.
+Both read what they need from the memory of the device, so a CUDA graph may repeat them: counts, learning rates that are
+tensors, and what AMP found. What the host sends is the addresses of the gradients and those hyper-parameters that are
+numbers. In a graph both stay what they were when it was captured.
+
+To send them takes memory of the host that must not change as long as the graph may be repeated, which nobody can know.
+So it is kept for good: 8 bytes for each tensor and hyper-parameter, per graph.
+"""
+
+from __future__ import annotations
+
+from array import array
+from itertools import repeat
+from operator import is_
+from struct import Struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.engines.cohort import Cohort, wish
+from optimizers.engines.device_numbers import NUMBERS_BLOCK, Reading, numbers_source, read, signature
+from optimizers.engines.launch import numel, place, slots_of
+from optimizers.engines.scaling import Scaling
+from optimizers.engines.shard import local
+from optimizers.engines.state import compute_dtype
+from optimizers.engines.triton_kernel import load, triton_source
+from optimizers.engines.triton_launch import (
+    BLOCK,
+    OPTIONS,
+    Fresh,
+    TritonLaunch,
+    blocks,
+    compile_now,
+    is_capturing,
+    on,
+    table,
+)
+
+# What the host sends in a graph.
+_captured: list[Tensor] = []
+
+
+class DeviceJob:
+    """
+    ## The cohorts whose numbers are the device's
+
+    Of a group all parameters are in one cohort, whatever their counts. `readings` are kept from plan to plan. Raises
+    `Unrecordable` or `NoCompiler`.
+    """
+
+    reader = "fused"
+    on_device = True
+
+    def __init__(self, rule: Any, cohorts: list[Cohort], readings: dict[Any, Reading], scaled: bool, dry: bool) -> None:
+        self._group, self._wish, self._scaled = cohorts[0].group, wish(rule, cohorts[0]), scaled
+        together: dict[Any, list[Cohort]] = {}
+        for cohort in cohorts:
+            group, param = rule.param_groups[cohort.group], cohort.params[0]
+            key = (cohort.names, real(cohort), scaled, signature(group, param.device))
+            if key not in readings:
+                readings[key] = read(rule, group, param, cohort.names, scaled)
+            together.setdefault(key, []).append(cohort)
+        self.launches = [DeviceLaunch(rule, readings[key], some, dry) for key, some in together.items()]
+        self._signatures = [signature for *_, signature in together]
+        self.cohorts = [cohort for launch in self.launches for cohort in launch.cohorts]
+        self._grows = any(launch.program.new_state for launch in self.launches)
+
+    def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
+        """### Prepare a step; False if something is not as it was. Nothing is written"""
+        group, (foreach, fused) = rule.param_groups[self._group], self._wish
+        if group["foreach"] is not foreach or group["fused"] is not fused:
+            return False
+        if self._scaled != (scaling is not None and scaling.grad_scale is not None):
+            return False
+        self._scaling = scaling
+        return all(map(DeviceLaunch.take, self.launches, repeat(rule), self._signatures))
+
+    def run(self, rule: Any) -> bool:
+        """### Step. False if the plan must be made anew, because the states have new entries"""
+        for launch in self.launches:
+            launch.go(self._scaling, rule._state_is_known)
+        if not self._grows:
+            return True
+        for launch in self.launches:
+            launch.adopt(rule)
+        return False
+
+    def counts(self) -> list[int]:
+        """### The steps that each cohort has taken, its first parameter that is; to look is to wait for the device"""
+        states = [cohort.states[0] for cohort in self.cohorts]
+        return [int(state["step"].item()) for state in states if "step" in state]
+
+
+def real(cohort: Cohort) -> torch.dtype:
+    """The dtype of the arithmetic."""
+    return compute_dtype(cohort.params[0])
+
+
+class DeviceLaunch(TritonLaunch):
+    """## Both kernels, and the tensors that they are called for"""
+
+    def __init__(self, rule: Any, reading: Reading, cohorts: list[Cohort], dry: bool) -> None:
+        self.reading = reading
+        super().__init__(rule, reading.programs[0], cohorts, dry)
+
+    def _print(self, title: str) -> str:
+        slots = slots_of(self.cohorts[0], self.program)
+        kernel = triton_source(title, self.reading.programs, real(self.cohorts[0]), slots, guarded=True)
+        return kernel + numbers_source(self.reading)
+
+    def _load(self) -> None:
+        functions = load(self.source)
+        self.function, self._calculate = functions["step"], functions["calculate"]
+
+    def _lay_out(self, n: int, rows: int) -> None:
+        self.device = device = local(self.params[0]).device
+        self.sizes, self._blocks = [numel(p) for p in self.params], 0
+        width, columns = self.reading.width, self.reading.columns
+        self.table = array("Q", [at for slot in self.addresses for at in slot])
+        self._put_grads = Struct(f"{n}Q").pack_into
+        self.row = array("d", [0.0] * rows * len(columns))
+        self._put = Struct("".join("d" if c.dtype is None else "Q" for c in columns) * rows).pack_into
+        groups = [k * len(columns) for k, cohort in enumerate(self.cohorts) for _ in cohort.params]
+        cells = [[s[name].data_ptr() for s in self.states] for name in self.reading.cells]
+        with torch.no_grad(), on(device):
+            self.fixed = table(self.addresses, self.sizes, [k * width for k in range(n)], device)
+            self._tensors_table = torch.tensor([groups, *cells], dtype=torch.int64).to(device)
+            self.fresh = Fresh(n, len(self.row), device)
+            self._spare: Tensor | None = self.fresh.memory()
+            self._zero, self._one = (torch.full((), x, dtype=torch.float32, device=device) for x in (0.0, 1.0))
+            numbers = torch.zeros(n * width, dtype=torch.float64, device=device)
+            self._large = (self.fixed, self.fresh.grads, numbers)
+            self._small = (self._tensors_table, self.fresh.words, numbers)
+            self._blocks = blocks(self.sizes)
+            compile_now(self.function, (*self._large, self._zero, n), BLOCK=BLOCK)
+            compile_now(self._calculate, (*self._small, self._zero, self._one, n), BLOCK=NUMBERS_BLOCK)
+        self._has_addresses = any(column.dtype is not None for column in columns)
+        self._seen: list[Any] = []
+
+    def take(self, rule: Any, expected: tuple[Any, ...]) -> bool:
+        """
+        ### Look whether all is as it was, and take what is new: gradients and hyper-parameters
+
+        The signature of all groups must be as `expected`.
+        """
+        try:
+            if rule._state_is_known and not self._look_at_states(self._state_rows):
+                return False
+            grads = self._look(self._rows)
+        except (AttributeError, KeyError, TypeError, RuntimeError):
+            return False
+        if grads is None:
+            return False
+        self._put_grads(self.table, 8 * len(grads), *grads)
+        groups = [rule.param_groups[cohort.group] for cohort in self.cohorts]
+        values = [value for group in groups for value in group.values()]
+        changed = len(values) != len(self._seen) or not all(map(is_, values, self._seen))
+        if changed:
+            if any(signature(group, self.device) != expected for group in groups):
+                return False
+            self._seen = values
+        if changed or self._has_addresses:
+            self._put(self.row, 0, *(column.of(group) for group in groups for column in self.reading.columns))
+        return True
+
+    def go(self, scaling: Scaling | None, state_is_known: bool) -> None:
+        """### Step, and tell autograd what was written"""
+        capturing = is_capturing(self.device)
+        with on(self.device):
+            host = self._spare if self._spare is not None and capturing else self.fresh.memory()
+            self.fresh.send(place(self.table) + 8 * len(self.params), place(self.row), host)
+            if capturing:
+                _captured.append(host)
+                self._spare = None
+            elif self._spare is None:
+                self._spare = self.fresh.memory()
+            told = scaling or Scaling(None, None)
+            self.launch(self._here(told.found_inf, self._zero), self._here(told.grad_scale, self._one))
+        self._mark_written(state_is_known)
+
+    def _here(self, tensor: Tensor | None, otherwise: Tensor) -> Tensor:
+        return otherwise if tensor is None else tensor.to(self.device, non_blocking=True)
+
+    def launch(self, found_inf: Tensor, grad_scale: Tensor) -> None:
+        """### Both kernels: all that a graph repeats beside the copy"""
+        n = len(self.params)
+        grid = ((n + NUMBERS_BLOCK - 1) // NUMBERS_BLOCK,)
+        self._calculate[grid](*self._small, found_inf, grad_scale, n, BLOCK=NUMBERS_BLOCK, **OPTIONS)
+        if self._blocks:
+            self.function[(self._blocks,)](*self._large, found_inf, n, BLOCK=BLOCK, **OPTIONS)
