@@ -166,6 +166,13 @@ def test_a_rule_that_torch_has_not_is_refused_with_those_it_has(capsys):
         (["--page", "speed.html"], "must end in .md"),
         (["--page", "no/such/folder/speed.md"], "there is no folder"),
         (["--page", "speed.md", "--optimizer", "SGD"], "takes no --optimizer"),
+        (["--device", "cuda", "--page", "speed.md"], "takes no --page"),
+        (["--device", "cuda", "--first-step"], "takes no --page, --first-step"),
+        pytest.param(
+            ["--device", "cuda"],
+            "needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_measured(arguments, words, capsys):

@@ -32,18 +32,8 @@ from optimizers.engines.launch import numel, place, slots_of
 from optimizers.engines.scaling import Scaling
 from optimizers.engines.shard import local
 from optimizers.engines.state import compute_dtype
-from optimizers.engines.triton_kernel import load, triton_source
-from optimizers.engines.triton_launch import (
-    BLOCK,
-    OPTIONS,
-    Fresh,
-    TritonLaunch,
-    blocks,
-    compile_now,
-    is_capturing,
-    on,
-    table,
-)
+from optimizers.engines.triton_kernel import BLOCK, load, triton_source
+from optimizers.engines.triton_launch import OPTIONS, Fresh, TritonLaunch, blocks, compile_now, is_capturing, on, table
 
 # What the host sends in a graph.
 _captured: list[Tensor] = []
@@ -107,6 +97,8 @@ def real(cohort: Cohort) -> torch.dtype:
 
 class DeviceLaunch(TritonLaunch):
     """## Both kernels, and the tensors that they are called for"""
+
+    kernels = 2
 
     def __init__(self, rule: Any, reading: Reading, cohorts: list[Cohort], dry: bool) -> None:
         self.reading = reading

@@ -60,6 +60,9 @@ class Launch:
     #: Whether the numbers of a step may be the device's, so that the host need not know them.
     has_numbers = False
 
+    #: How many kernels there are: one moves all tensors, and another may calculate before it.
+    kernels = 1
+
     #: A function `check` that looks at the counts, and a function `step` that advances them, of the address of the
     #: arguments.
     kernel: compiler.Kernel

@@ -82,7 +82,7 @@ def report_of(rule: str, jobs: Sequence[Any]) -> Report:
                     cohorts=len(cohorts),
                     tensors=len(tensors),
                     elements=sum(local(t).numel() for t in tensors),
-                    launches=1 if job.reader == "fused" else 0,
+                    launches=0 if launch is None else launch.kernels,
                     dtype=str(tensors[0].dtype).removeprefix("torch."),
                     kernel="" if launch is None else launch.kernel_name,
                     reason="" if launch is not None else job.reason,

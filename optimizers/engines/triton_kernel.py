@@ -150,7 +150,7 @@ def triton_source(
     ]
     parts.append(_HEAD)
     updates = [_update(index, program, names, real, slots) for index, program in enumerate(programs)]
-    if any(re.search(r"\b(large|small)(r|st)\(", update) for update in updates):
+    if any(re.search(r"\b(larger|smaller|largest|smallest)\(", update) for update in updates):
         parts.append(_BOUNDS)
     parts += [*updates, _step(programs, names, slots, guarded)]
     return "".join(parts)

@@ -150,14 +150,18 @@ def _labml(options: dict[str, Any]) -> Factory:
 
 
 def make_columns(
-    contest: Contest, entrants: dict[str, Factory], workload: Workload, gradients: Sequence[Tensor]
+    contest: Contest,
+    entrants: dict[str, Factory],
+    workload: Workload,
+    gradients: Sequence[Tensor],
+    device: str = "cpu",
 ) -> list[Column]:
     """
     ### The columns of a row, each one step old
 
-    Whoever can't take that step has no column, and the reason is noted.
+    Whoever can't take that step has no column, and the reason is noted. The streaming limit is one of the CPU.
     """
-    start = workload.draw(seed=1, scale=1.0)
+    start = workload.draw(seed=1, scale=1.0, device=device)
     columns, arrays = [], 1
     for name, factory in entrants.items():
         params = [Parameter(p) for p in _memory(start, workload)]
@@ -171,7 +175,7 @@ def make_columns(
         columns.append(column)
         if name == "ours single":
             arrays += count_arrays(optimizer, params[0])
-    return [*columns, *_limit(contest, start, workload, arrays, gradients)]
+    return columns if device != "cpu" else [*columns, *_limit(contest, start, workload, arrays, gradients)]
 
 
 def _limit(

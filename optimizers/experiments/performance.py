@@ -24,6 +24,7 @@ All columns of a row [take turns](timing.html), warm, with new gradients at ever
 
 * `--optimizer SGD --kwargs momentum=0.9` takes another rule. It must be one that torch has too.
 * `--rows MLP GPT` takes only rows with these words in their names; `--threads N` sets the number of threads.
+* `--device cuda` measures [a GPU](gpu.html) instead.
 * `--plot speed.png` draws the table.
 * `--page docs/performance.md` writes [a page](page.html) on several rules, with their first steps.
 * `--first-step` measures something else: [the first steps](first_step.html), compiling included.
@@ -43,6 +44,7 @@ from typing import Any
 
 import torch
 
+from optimizers.experiments import gpu
 from optimizers.experiments.chart import check_png, plot
 from optimizers.experiments.columns import Contest, Factory, make_columns, pairs
 from optimizers.experiments.first_step import first_steps
@@ -63,21 +65,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     rules = RULES if args.page else [(args.optimizer or "Adam", args.kwargs)]
     try:
         check_options(args)
-        contests, rows = [make_contest(*rule) for rule in rules], choose_rows(args.rows)
+        contests, rows = [make_contest(*rule) for rule in rules], choose_rows(args.rows, args.device)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
+    if args.device == "cuda":
+        tables = gpu_tables(contests[0], rows, args.seconds)
+        if args.plot:
+            plot(tables["wall"].rows, f"{heading(contests[0])}: median time of a step", args.plot)
+            print(f"picture: {args.plot}")
+        return 0
     about, load = machine(), os.getloadavg()[0] / (os.cpu_count() or 1)
     print("\n".join([*about, ""]), flush=True)
     if args.first_step:
         print("\n".join(first_steps(contests[0].name, contests[0].options)))
         return 0
-    tables = [make_table(contest, rows, args.seconds) for contest in contests]
+    measured = [make_table(contest, rows, args.seconds) for contest in contests]
     if args.plot:
-        plot(tables[0].rows, title(contests[0]), args.plot)
+        plot(measured[0].rows, title(contests[0]), args.plot)
         print(f"picture: {args.plot}")
     if args.page:
-        measured = zip(contests, tables, strict=True)
-        sections = [Section(heading(c), table.lines, [*table.spread(), *c.notes]) for c, table in measured]
+        pages = zip(contests, measured, strict=True)
+        sections = [Section(heading(c), table.lines, [*table.spread(), *c.notes]) for c, table in pages]
         first = first_steps(contests[0].name, contests[0].options)
         text = page_text(command(argv), about, load, args.seconds, rows, sections, first)
         args.page.write_text(text, encoding="utf-8")
@@ -94,6 +102,26 @@ def make_table(contest: Contest, rows: list[Workload], seconds: float) -> Table:
         print(table.line(row.name, times), flush=True)
     print("\n".join(["", "Median microseconds of a step.", *contest.notes]))
     return table
+
+
+def gpu_tables(contest: Contest, rows: list[Workload], seconds: float) -> dict[str, Table]:
+    """## Measure a rule on a GPU, and print a table for each clock"""
+    speed = gpu.copy_speed()
+    print("\n".join([*gpu.machine(speed), ""]), flush=True)
+    entrants = {name: make for name, make in contest.entrants().items() if name != "DeepSpeedCPUAdam"}
+    tables = {clock: Table([*entrants, *(["limit"] if clock == "device" else [])]) for clock in gpu.CLOCKS}
+    heads = {clock: table.head(contest.name) for clock, table in tables.items()}
+    print("\n".join(heads["device"]), flush=True)
+    for row in rows:
+        times = gpu.time_row(contest, entrants, row, seconds, speed)
+        lines = {clock: table.line(row.name, times[clock]) for clock, table in tables.items()}
+        print(lines["device"], flush=True)
+        torch.cuda.empty_cache()
+    print(f"\n{gpu.CLOCKS['device']}")
+    for clock in ("host", "wall"):
+        print("\n".join(["", *tables[clock].lines, "", gpu.CLOCKS[clock]]))
+    print("\n".join(contest.notes))
+    return tables
 
 
 def time_rows(
@@ -215,6 +243,10 @@ def check_options(args: argparse.Namespace) -> None:
     """### Refuse what can't be done before anything is measured"""
     if args.plot:
         check_png(args.plot)
+    if args.device == "cuda":
+        if args.page or args.first_step or args.threads:
+            raise ValueError("--device cuda takes no --page, --first-step or --threads")
+        gpu.check_gpu()
     if args.page:
         check_page(args.page)
         if args.optimizer or args.kwargs or args.plot or args.first_step:
@@ -246,9 +278,9 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def choose_rows(words: Sequence[str]) -> list[Workload]:
+def choose_rows(words: Sequence[str], device: str = "cpu") -> list[Workload]:
     """### The rows with one of the words in their name; all, if there are no words"""
-    rows = workloads()
+    rows = workloads(device)
     chosen = [row for row in rows if not words or any(word.lower() in row.name.lower() for word in words)]
     if not chosen:
         raise ValueError(f"--rows: no row has {' or '.join(words)} in {', '.join(row.name for row in rows)}")
@@ -264,6 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", default=[], metavar="WORD", help="only rows with one of these words in their name")
     add("--seconds", type=_positive(float), default=20.0, help="for each row, about (default: 20)")
     add("--threads", type=_positive(int), metavar="N", help="threads (default: torch's)")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="what is measured (default: cpu)")
     add("--plot", type=Path, metavar="FILE.png", help="draw the table")
     add("--page", type=Path, metavar="FILE.md", help="write the page on performance, of several rules")
     add("--first-step", action="store_true", help="time the first steps in new processes, and nothing else")

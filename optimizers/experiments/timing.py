@@ -68,13 +68,18 @@ class Column:
         return 0.0 if self.pace >= SLOW_SECONDS else max(self.pace, SETTLE_SECONDS)
 
 
-def measure(columns: list[Column], gradients: Sequence[Sequence[Tensor]], seconds: float) -> None:
+def measure(
+    columns: Sequence[Column],
+    gradients: Sequence[Sequence[Tensor]],
+    seconds: float,
+    take_turn: Callable[[Column, Iterator[Sequence[Tensor]]], None] | None = None,
+) -> None:
     """
     ## Time the columns in turns, for about `seconds` in all
 
-    Slow steps are timed less often, but in five rounds at least.
+    Slow steps are timed less often, but in five rounds at least. `take_turn` is how a column takes a turn.
     """
-    grads = cycle(gradients)
+    take_turn, grads = take_turn or _turn, cycle(gradients)
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -82,7 +87,7 @@ def measure(columns: list[Column], gradients: Sequence[Sequence[Tensor]], second
             _warm(column, grads)
         for turn in range(_plan(columns, seconds)):
             for column in columns if turn % 2 == 0 else reversed(columns):
-                _turn(column, grads)
+                take_turn(column, grads)
     finally:
         if was_enabled:
             gc.enable()
@@ -98,7 +103,7 @@ def _warm(column: Column, grads: Iterator[Sequence[Tensor]]) -> None:
         steps += 1
 
 
-def _plan(columns: list[Column], seconds: float) -> int:
+def _plan(columns: Sequence[Column], seconds: float) -> int:
     """### How many rounds there are; fast columns take more steps in each"""
     round_seconds = sum(column.settling + column.pace for column in columns)
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / round_seconds)))

@@ -16,6 +16,7 @@ A step sees of a model only the shapes of its parameters. So these are lists of 
 | 465 groups | 465 | 4,486,656 | what each further group costs |
 | ResNet-50 | 161 | 25,557,032 | convolutions between many small norms |
 | GPT-2 124M | 148 | 124,439,808 | large matrices: how fast memory is |
+| GPT-2 1.5B | 580 | 1,557,611,200 | the same on a GPU, which has more of it |
 
 The 465 groups are those of a detection model as its trainers set them up: a group for every tensor, each with its
 own learning rate. Here they are 155 layers of 256 channels, each a 1x1 convolution from 16, 64 or 256 channels
@@ -48,10 +49,10 @@ class Workload:
         """### How many numbers the parameters have"""
         return sum(map(math.prod, self.shapes))
 
-    def draw(self, seed: int, scale: float) -> list[Tensor]:
-        """### Normal random numbers in these shapes, the same for the same seed"""
-        generator = torch.Generator().manual_seed(seed)
-        return [torch.empty(shape).normal_(0.0, scale, generator=generator) for shape in self.shapes]
+    def draw(self, seed: int, scale: float, device: str = "cpu") -> list[Tensor]:
+        """### Normal random numbers in these shapes, the same for the same seed and kind of device"""
+        generator = torch.Generator(device).manual_seed(seed)
+        return [torch.empty(s, device=device).normal_(0.0, scale, generator=generator) for s in self.shapes]
 
     def arrange(self, params: Sequence[Tensor], lr: float) -> list[Any]:
         """### What an optimizer is given: the parameters, or groups with learning rates from `lr` to 2 `lr`"""
@@ -60,16 +61,18 @@ class Workload:
         return [{"params": [p], "lr": lr * (1 + i / len(params))} for i, p in enumerate(params)]
 
 
-def workloads() -> list[Workload]:
-    """## The rows of the table, from small to large"""
-    return [
+def workloads(device: str = "cpu") -> list[Workload]:
+    """## The rows of the table, from small to large; the last is for GPUs only"""
+    rows = [
         Workload("1x128", ((128,),)),
         Workload("MLP 784-128-10", ((128, 784), (128,), (10, 128), (10,))),
         Workload("1000x 64x64", ((64, 64),) * 1000),
         Workload("465 groups", detector(), one_group_each=True),
         Workload("ResNet-50", resnet50()),
         Workload("GPT-2 124M", gpt2()),
+        Workload("GPT-2 1.5B", gpt2(width=1600, layers=48)),
     ]
+    return rows if device == "cuda" else rows[:-1]
 
 
 def detector() -> tuple[Shape, ...]:
@@ -108,7 +111,7 @@ def gpt2(width: int = 768, layers: int = 12) -> tuple[Shape, ...]:
     """
     ### The parameters of GPT-2, in order
 
-    The smallest model of
+    The smallest model, unless told otherwise, of
     [Language Models are Unsupervised Multitask Learners](https://openai.com/index/better-language-models/). The output
     layer is the embedding of the tokens, so it isn't there a second time.
     """
