@@ -25,14 +25,15 @@ it seldom helps: one outlier shortens all later steps. Take it where Adam's loss
 
 As in torch the maximum is taken before the bias is corrected; the paper has no correction at all.
 
-The two lines that differ are in Adam's own hooks, `init_state` and `get_mv`, because torch's `Adam` has the option
-`amsgrad`. This is Adam with the option on.
+What differs from Adam is one more moment, which `get_mv` gives in the place of $v_t$. (In torch it is the option
+`amsgrad` of `Adam`, so ours has that too. Here Adam is asked with the option off.)
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -58,3 +59,20 @@ class AMSGrad(Adam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
+
+    def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
+        """### State of a parameter: that of Adam, and the largest second moment"""
+        super().init_state(state, {**group, "amsgrad": False}, param)
+        if group["amsgrad"]:
+            # $v^{max}_0 = 0$
+            state["max_exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+
+    def get_mv(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor) -> tuple[Tensor, Tensor]:
+        """### First moment and largest second moment, $m_t$ and $v^{max}_t$"""
+        m, v = super().get_mv(state, {**group, "amsgrad": False}, grad)
+        if not group["amsgrad"]:
+            return m, v
+        v_max = state["max_exp_avg_sq"]
+        # $$v^{max}_t \leftarrow \max(v^{max}_{t-1}, v_t)$$
+        v_max.copy_(torch.maximum(v_max, v))
+        return m, v_max

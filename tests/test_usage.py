@@ -3,12 +3,15 @@ What people do while they train: they clip, accumulate, freeze, average and scal
 torch's does. What they do to the groups is in `test_usage_groups.py`, and to the state in `test_usage_state.py`.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import swa_utils
 
+from optimizers import Adam, AMSGrad
 from tests import helpers
 from tests.helpers import same, same_state
 from tests.rules import BY_NAME, CLASS_TWINS, CLASSES, EXACT, pairs
@@ -276,3 +279,15 @@ def test_one_of_two_optimizers_on_a_scaler_overflows_and_only_it_leaves_the_step
     helpers.assert_as_torch(reader, ps, qs, start, 5)
     for optimizer, steps in zip(ours, (4, 5), strict=True):
         assert all(s["step"].item() == steps for s in optimizer.state.values() if "step" in s)
+
+
+def test_amsgrad_is_two_hooks_and_gives_the_bits_of_adam_with_the_option():
+    assert {name for name in vars(AMSGrad) if not name.startswith("__")} == {"init_state", "get_mv"}
+    paths = []
+    for cls in (AMSGrad, partial(Adam, amsgrad=True)):
+        ps = helpers.params(dtype=torch.float32)
+        optimizer = helpers.run(cls(ps, lr=0.1), ps, helpers.gradients(ps, 6))
+        paths.append((helpers.values(ps), optimizer.state_dict()["state"]))
+    (one, state), (two, other) = paths
+    assert helpers.same(one, two)
+    assert all(helpers.same(state[i][k], other[i][k]) for i in other for k in other[i])

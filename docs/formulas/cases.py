@@ -58,6 +58,7 @@ CASES: dict[str, list[Case]] = {
     "adam_warmup_cosine_decay": _adams("AdamWarmupCosineDecay", {"total_steps": 5}, warmup=2, total_steps=15),
     "adamax": _adams("Adamax"),
     "ademamix": _adams("AdEMAMix", {**_AMSGRAD, "warmup": 50}, beta3=0.95, alpha=2.5),
+    "amsgrad": _adams("AMSGrad"),
     "asgd": [Case("ASGD", _ASGD, {"eta": 0.4, "mu": mu}) for mu in (0.3, 1.0)],
     "base": [Case("SGD", {"lr": 0.3, "maximize": True})],
     "lion": [Case("Lion", {"lr": 0.3, "betas": (0.7, 0.9)})],
