@@ -24,6 +24,7 @@ from optimizers.engines.cohort import Cohort, as_stored, wish
 from optimizers.engines.launch import Launch
 from optimizers.engines.program import Node, Unrecordable
 from optimizers.engines.recorder import RecordedState, Tape
+from optimizers.engines.scaling import Scaling
 from optimizers.engines.shard import local
 from optimizers.engines.state import group_numbers
 from optimizers.engines.traced import Untraceable, calculation
@@ -190,7 +191,7 @@ class FusedJob:
         dict.update(self._view, values)
         return values["step"] + 1 if "step" in values else None
 
-    def ready(self, rule: Any, scale: float | None, alone: bool) -> bool:
+    def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
         """
         ### Prepare a step; False if something is not as it was. Nothing is written
 
@@ -199,7 +200,7 @@ class FusedJob:
         group, (foreach, fused) = rule.param_groups[self._group], self._wish
         if group["foreach"] is not foreach or group["fused"] is not fused:
             return False
-        nodes, numbers, self._after = self._read(rule, scale)
+        nodes, numbers, self._after = self._read(rule, None if scaling is None else scaling.number)
         if nodes != self.nodes:
             return False
         known, launches = rule._state_is_known, self.launches

@@ -13,6 +13,7 @@ gradients by the scale, and to leave out a step where one of them is infinite.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -41,7 +42,7 @@ class Scaling:
         """### Whether the step is not to be done"""
         return self.found_inf is not None and bool(self.found_inf.item())
 
-    @property
+    @cached_property
     def number(self) -> float | None:
         """### The scale"""
         return None if self.grad_scale is None else float(self.grad_scale.item())

@@ -53,7 +53,7 @@ class EagerJob:
         self._wish = wish(rule, cohort)
         self._tape, self._readable = tape_of(cohort), True
 
-    def ready(self, rule: Any, scale: float | None, alone: bool) -> bool:
+    def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
         """### False if something is not as it was"""
         if self._counts is None:
             self._counts = Counts(self.cohort)
@@ -68,7 +68,7 @@ class EagerJob:
                 if self.reader == "foreach":
                     raise
                 self._readable = False
-        self._scale = scale
+        self._scale = None if scaling is None else scaling.number
         return self._counts.unchanged() and wish(rule, self.cohort) == self._wish
 
     def run(self, rule: Any) -> bool:
@@ -140,9 +140,8 @@ class Plan:
             if len(states) != len(self._states) or not all(map(is_, states, self._states)):
                 return False
         alone = len(self.jobs) == 1
-        scale = None if scaling is None or self.on_device else scaling.number
         for job in self.jobs:  # noqa: SIM110 - a generator takes its time
-            if not job.ready(rule, scaling if job.on_device else scale, alone):
+            if not job.ready(rule, scaling, alone):
                 return False
         return True
 
@@ -175,9 +174,13 @@ class Stepper:
         with an infinite gradient is not done at all.
         """
         plan = self._plan
-        scaling = Scaling.of(rule) if rule._step_supports_amp_scaling else None
-        if scaling is not None and (plan is None or not plan.on_device) and scaling.is_skipped:
-            return
+        scaling = None
+        # Asking for what isn't there takes longer than to look whether it is.
+        own = rule.__dict__
+        if ("found_inf" in own or "grad_scale" in own) and rule._step_supports_amp_scaling:
+            scaling = Scaling.of(rule)
+            if scaling is not None and (plan is None or not plan.on_device) and scaling.is_skipped:
+                return
         try:
             if plan is not None and plan.ready(rule, scaling):
                 if not plan.run(rule):

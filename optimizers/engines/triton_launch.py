@@ -27,7 +27,7 @@ from torch import Tensor
 from optimizers.engines import compiler
 from optimizers.engines.c_kernel import COUNTER
 from optimizers.engines.compiler import NoCompiler
-from optimizers.engines.launch import Launch, numel, place
+from optimizers.engines.launch import Changed, Launch, numel, place
 from optimizers.engines.program import Program
 from optimizers.engines.shard import local
 from optimizers.engines.triton_kernel import BLOCK, WARPS, load, triton_source
@@ -65,12 +65,14 @@ class TritonLaunch(Launch):
 
     def run(self, state_is_known: bool) -> None:
         """### Step: the counts here, the tensors there"""
-        super().run(state_is_known)
+        if self.kernel.step(self.argument):
+            raise Changed
         n = len(self.params)
         with on(self.device):
             self.fresh.send(place(self.table) + 8 * n, place(self.row), self.fresh.memory())
             if self._blocks:
                 self.function[(self._blocks,)](*self._arguments, BLOCK=BLOCK, **OPTIONS)
+        self._mark_written(state_is_known)
 
 
 class Fresh:
