@@ -84,15 +84,15 @@ def gather(rule: Any, dry: bool = False, on_device: Callable[[Any, Tensor], bool
         if not state:
             state = (imagined_state if dry else new_state)(rule, group, param)
         turns.append(state)
-        there = on_device is not None and on_device(group, param)
+        tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in rule.scalar_state}
+        obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
+        there = on_device is not None and not obstacle and on_device(group, param)
         if not (dry and there):
             settle_scalars(rule, state, param.device if there else CPU)
         # To ask a device for a number is to wait for it.
         known = {} if there else state
         scalars = {name: _number(known.get(name, 0.0), name) for name in rule.scalar_state if name in state}
-        tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in scalars}
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
-        obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
         dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
         mesh = (placed(param) or (None,))[0]
         memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout, mesh)

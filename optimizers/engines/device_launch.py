@@ -11,8 +11,8 @@ Both read what they need from the memory of the device, so a CUDA graph may repe
 tensors, and what AMP found. What the host sends is the addresses of the gradients and those hyper-parameters that are
 numbers. In a graph both stay what they were when it was captured.
 
-To send them takes memory of the host that must not change as long as the graph may be repeated, which nobody can know.
-So it is kept for good: 8 bytes for each tensor and hyper-parameter, per graph.
+What a graph takes these from must stay as it is for as long as the graph may be repeated, which nobody can know. So all
+that a captured step has laid out is kept for good: some 100 bytes for each tensor.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from optimizers.engines.state import compute_dtype
 from optimizers.engines.triton_kernel import BLOCK, load, triton_source
 from optimizers.engines.triton_launch import OPTIONS, Fresh, TritonLaunch, blocks, compile_now, is_capturing, on, table
 
-# What the host sends in a graph.
-_captured: list[Tensor] = []
+# What graphs read.
+_captured: list[Any] = []
 
 
 class DeviceJob:
@@ -52,10 +52,11 @@ class DeviceJob:
 
     def __init__(self, rule: Any, cohorts: list[Cohort], readings: dict[Any, Reading], scaled: bool, dry: bool) -> None:
         self._group, self._wish, self._scaled = cohorts[0].group, wish(rule, cohorts[0]), scaled
+        self._own = own_numbers(rule)
         together: dict[Any, list[Cohort]] = {}
         for cohort in cohorts:
             group, param = rule.param_groups[cohort.group], cohort.params[0]
-            key = (cohort.names, real(cohort), scaled, signature(group, param.device))
+            key = (self._own, cohort.names, real(cohort), scaled, signature(group, param.device))
             if key not in readings:
                 readings[key] = read(rule, group, param, cohort.names, scaled)
             together.setdefault(key, []).append(cohort)
@@ -70,6 +71,8 @@ class DeviceJob:
         if group["foreach"] is not foreach or group["fused"] is not fused:
             return False
         if self._scaled != (scaling is not None and scaling.grad_scale is not None):
+            return False
+        if own_numbers(rule) != self._own:
             return False
         self._scaling = scaling
         return all(map(DeviceLaunch.take, self.launches, repeat(rule), self._signatures))
@@ -93,6 +96,11 @@ class DeviceJob:
 def real(cohort: Cohort) -> torch.dtype:
     """The dtype of the arithmetic."""
     return compute_dtype(cohort.params[0])
+
+
+def own_numbers(rule: Any) -> tuple[Any, ...]:
+    """What a rule keeps of numbers outside of its groups, which a reading takes for constants."""
+    return tuple((k, v) for k, v in vars(rule).items() if isinstance(v, (bool, int, float, str)) and k[0] != "_")
 
 
 class DeviceLaunch(TritonLaunch):
@@ -171,7 +179,7 @@ class DeviceLaunch(TritonLaunch):
             host = self._spare if self._spare is not None and capturing else self.fresh.memory()
             self.fresh.send(place(self.table) + 8 * len(self.params), place(self.row), host)
             if capturing:
-                _captured.append(host)
+                _captured.append((host, self.fresh, self._small, self._large, self._zero, self._one))
                 self._spare = None
             elif self._spare is None:
                 self._spare = self.fresh.memory()
