@@ -28,6 +28,8 @@ elements, in ULP of the largest number that the tensor held on the way: 1 ULP is
 - `single` and `foreach` give the same bits as each other, and as torch's for-loop wherever torch has the rule.
 - `fused` has the same operations and roundings, with two exceptions: it divides by a number by multiplying with its
   reciprocal, and its square root is correctly rounded, which torch's is not.
+- On a GPU `fused` is a Triton kernel of the same operations. The tests hold it to the same bounds, in Triton's
+  interpreter where there is no GPU.
 - Parameters in bfloat16 and float16 are computed in float32, and rounded when they are stored. Their states are
   stored in the same dtype, as in torch, and that is where most of the distance comes from: the moving averages of an
   8-bit number forget what is much smaller than themselves.
