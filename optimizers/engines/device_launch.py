@@ -63,7 +63,7 @@ class DeviceJob:
         self.launches = [DeviceLaunch(rule, readings[key], some, dry) for key, some in together.items()]
         self._signatures = [signature for *_, signature in together]
         self.cohorts = [cohort for launch in self.launches for cohort in launch.cohorts]
-        self._grows = any(launch.program.new_state for launch in self.launches)
+        self.grows = any(launch.program.new_state for launch in self.launches)
 
     def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
         """### Prepare a step; False if something is not as it was. Nothing is written"""
@@ -81,7 +81,7 @@ class DeviceJob:
         """### Step. False if the plan must be made anew, because the states have new entries"""
         for launch in self.launches:
             launch.go(self._scaling, rule._state_is_known)
-        if not self._grows:
+        if not self.grows:
             return True
         for launch in self.launches:
             launch.adopt(rule)

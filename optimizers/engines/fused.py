@@ -84,7 +84,7 @@ class FusedJob:
         for node in dict.fromkeys(self.nodes):
             together = [c for c, n in zip(self.cohorts, self.nodes, strict=True) if n is node]
             self.launches.append(make(rule, self.tape.program(node), together, dry))
-        self._grows = any(launch.program.new_state for launch in self.launches)
+        self.grows = any(launch.program.new_state for launch in self.launches)
 
     def _read(self, rule: Any, scale: float | None) -> tuple[list[Node], list[Any], list[float]]:
         """
@@ -219,7 +219,7 @@ class FusedJob:
         for launch in self.launches:
             launch.run(rule._state_is_known)
         self._now = self._after
-        if not self._grows:
+        if not self.grows:
             return True
         for launch in self.launches:
             launch.adopt(rule)

@@ -43,7 +43,7 @@ _told: set[tuple[type, str]] = set()
 class EagerJob:
     """## A cohort that the single or the foreach reader steps"""
 
-    on_device = False
+    on_device = grows = False
 
     def __init__(self, rule: Any, cohort: Cohort, reader: str, reason: str) -> None:
         self.cohorts, self.cohort, self.reader, self.reason = [cohort], cohort, reader, reason
@@ -114,6 +114,7 @@ class Plan:
         self.jobs = jobs
         #: Whether all numbers are the device's, so that nothing has to be looked at here.
         self.on_device = bool(jobs) and all(job.on_device for job in jobs)
+        self.grows = any(job.grows for job in jobs)
         devices = [local(p).device for job in jobs if not job.on_device for c in job.cohorts for p in c.params]
         # Steps with numbers of the host can't go into a graph of this device.
         self._not_in_graphs_of, self._here = next((d for d in devices if d.type == "cuda"), None), here
@@ -190,6 +191,9 @@ class Stepper:
             pass
         self._plan = None
         plan = self._make(rule, scaling)
+        if scaling is not None and (plan.grows or not plan.on_device) and scaling.is_skipped:
+            # What a step adds to the states is not there if the device leaves it out.
+            return
         if not plan.ready(rule, scaling):
             raise RuntimeError("the parameters, gradients or states changed while the step was prepared")
         self._plan = plan if plan.run(rule) else None
