@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("markdown_it", reason="the site's generator is not installed: pip install -e .[docs]")
 
+from docs.site import library
 from docs.site.build import MARKER, REPOSITORY, Site, build, read_library
 from docs.site.maths import KATEX, Maths, Place
 from docs.site.names import Names
@@ -246,8 +247,60 @@ def test_planted_mistake_in_a_written_page_fails_the_command_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_server_sees_every_source():
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Answers of a process that runs a script in place of the library, and the file that they are kept in."""
+    file = tmp_path / "sources-of-now.json"
+    monkeypatch.setattr(library, "CACHE", tmp_path)
+    monkeypatch.setattr(library, "_file", lambda: file)
+
+    def ask(script):
+        monkeypatch.setattr(library, "_COMMAND", [sys.executable, "-u", "-c", script])
+        return library._answers(file)
+
+    return ask, file
+
+
+def test_answers_of_the_library_come_one_by_one_and_are_kept_when_all_is_told(asked):
+    ask, file = asked
+    older = file.with_name("older-sources.json")
+    older.touch()
+    answers = ask("""print('"one"'); print('{"two": 2}')""")
+    assert next(answers) == "one"
+    assert not file.exists()
+    assert list(answers) == [{"two": 2}]
+    assert file.exists()
+    assert not older.exists()
+    assert list(ask("raise SystemExit('is not asked again')")) == ["one", {"two": 2}]
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('whatever')", "print('[1, ', end=''); raise ValueError('whatever')"])
+def test_library_that_fails_while_it_answers_is_an_error_with_its_words_and_nothing_is_kept(asked, end):
+    ask, file = asked
+    answers = ask(f"print(1); {end}")
+    assert next(answers) == 1
+    with pytest.raises(RuntimeError, match=r"(?s)the library could not be asked.*ValueError: whatever"):
+        next(answers)
+    assert not file.exists()
+
+
+def test_answers_are_not_kept_where_a_source_changed_while_they_were_given(asked, monkeypatch):
+    ask, file = asked
+    answers = ask("print(1)")
+    assert next(answers) == 1
+    monkeypatch.setattr(library, "_file", lambda: file.with_name("sources-of-later.json"))
+    assert list(answers) == []
+    assert list(file.parent.iterdir()) == []
+
+
+def test_answers_are_those_to_the_questions(monkeypatch):
+    monkeypatch.setattr(library, "_answers", lambda file: iter("abcd"))
+    asks = library.Library()
+    assert [asks.answer(question) for question in ("pictures", "rule_pictures", "rules", "playground")] == list("abcd")
+
+
+def test_server_sees_every_source_and_nothing_that_a_build_makes():
     seen = {path.relative_to(REPOSITORY).as_posix() for path in stamp()}
     assert {"optimizers/adam.py", "docs/index.md", "docs/static/site.css", "docs/templates/base.html"} <= seen
-    assert not any("node_modules" in path for path in seen)
+    assert not any(made in path for path in seen for made in ("node_modules", "_site", "_cache", "__pycache__"))
     assert Handler.builds == 0

@@ -147,7 +147,7 @@ class Site:
 
     def named_pictures(self) -> list[str]:
         """What the marks stand for. Raises `SiteError` for a picture that there isn't."""
-        known = self.library.answer["pictures"]
+        known = self.library.answer("pictures")
         for _, name, place in self.asked:
             if name not in known:
                 raise SiteError(place.path, place.line, f"there is no picture `{name}`")
@@ -157,22 +157,6 @@ class Site:
         """A picture with its caption."""
         caption = self.text.render(picture["caption"], 1, self.surroundings(page)).html
         return Markup(f"<figure>\n{picture['svg']}\n<figcaption>{caption}</figcaption>\n</figure>\n")
-
-    def exhibit(self, page: Page, name: str) -> dict[str, Any]:
-        """What the library has to show on the page of a module."""
-        stem = name.rpartition(".")[2] if name.count(".") == 1 else ""
-        answer = self.library.answer
-        rule = answer["rules"].get(stem, {"options": "", "equations": "", "kernels": [], "reason": ""})
-        equations = rule["equations"]
-        if equations:
-            equations = self.maths.ask(equations, True, Place(page.path, 1))
-        return {
-            "pictures": [self.figure(page, picture) for picture in answer["rule_pictures"].get(stem, [])],
-            "equations": Markup(equations),
-            "kernels": [(title, Markup(code.block(source, "c"))) for title, source in rule["kernels"]],
-            "reason": rule["reason"],
-            "options": rule["options"],
-        }
 
     def add_guides(self) -> None:
         """The written pages."""
@@ -193,13 +177,8 @@ class Site:
 
     def add_modules(self) -> None:
         """The pages of the library, in the order of its index."""
-        order = self._module_order()
-        for name in order:
+        for name in self._module_order():
             self._add_module(self.modules[name])
-        # Here the library is waited for, when all else is done.
-        for name in order:
-            page = self.pages[self.module_address(name)]
-            page.context["exhibit"] = self.exhibit(page, name)
 
     def _add_module(self, module: Module) -> None:
         title, summary = module.front.get("title"), module.front.get("summary", "")
@@ -232,6 +211,23 @@ class Site:
                 "is_comment": not section.name and bool(section.id),
             }
 
+    def add_exhibits(self) -> None:
+        """What the library has to show on the pages of its modules, each part as soon as it is told."""
+        pages = {name.removeprefix(f"{PACKAGE}."): self.pages[self.module_address(name)] for name in self.modules}
+        drawn = self.library.answer("rule_pictures")
+        for stem, page in pages.items():
+            page.context["exhibit"] = {"pictures": [self.figure(page, picture) for picture in drawn.get(stem, [])]}
+        rules, nothing = self.library.answer("rules"), {"options": "", "equations": "", "kernels": [], "reason": ""}
+        for stem, page in pages.items():
+            page.context["exhibit"] |= self._as_executed(page, rules.get(stem, nothing))
+
+    def _as_executed(self, page: Page, rule: dict[str, Any]) -> dict[str, Any]:
+        equations = rule["equations"]
+        if equations:
+            equations = self.maths.ask(equations, True, Place(page.path, 1))
+        kernels = [(title, Markup(code.block(source, language))) for title, language, source in rule["kernels"]]
+        return {**rule, "equations": Markup(equations), "kernels": kernels}
+
     def _module_order(self) -> list[str]:
         """As the index links to them, then the others by name."""
         index = self.modules[PACKAGE]
@@ -249,7 +245,9 @@ class Site:
         """Every file of the site, by its address."""
         self.add_guides()
         self.add_modules()
+        # Here the library is waited for, when all else is done.
         drawn = self.named_pictures()
+        self.add_exhibits()
         self.maths.render()
         environment = Environment(
             loader=FileSystemLoader(DOCS / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -274,7 +272,7 @@ class Site:
             files[f"source/{path.as_posix()}"] = (REPOSITORY / path).read_bytes()
         files["static/search-index.js"] = self._search_index()
         files["static/code.css"] = code.style_sheet()
-        files["static/playground-rules.js"] = self.library.answer["playground"]
+        files["static/playground-rules.js"] = self.library.answer("playground")
         files |= static_files()
         self.check_links(files)
         return files

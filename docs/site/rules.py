@@ -10,10 +10,11 @@ import torch
 
 import optimizers
 from optimizers import GenericAdaptiveOptimizer, equations
+from optimizers.engines.c_launch import CLaunch
 from optimizers.engines.cohort import gather
-from optimizers.engines.fused import source_of
-from optimizers.engines.program import Unrecordable
+from optimizers.engines.program import Program, Unrecordable
 from optimizers.engines.stepper import read_once, tape_of
+from optimizers.engines.triton_launch import TritonLaunch
 
 #: Options without which a rule would not show what its page is about.
 SHOWN: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}}
@@ -21,14 +22,20 @@ SHOWN: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}}
 #: Steps at which a rule is read for its kernels: it may do something else in the beginning.
 STEPS = (1, 10_000)
 
+#: What kernels are printed in: the language, its name for who colours it, and who prints it.
+BACK_ENDS = (("C", "c", CLaunch), ("Triton", "python", TritonLaunch))
+
 
 @dataclass
 class Exhibit:
-    """What stands beside the introduction of a rule. `kernels` are titles and C; `reason` is why there is none."""
+    """
+    What stands beside the introduction of a rule. `kernels` are titles, languages and sources; `reason` is why there is
+    none.
+    """
 
     options: str = ""
     equations: str = ""
-    kernels: list[tuple[str, str]] = field(default_factory=list)
+    kernels: list[tuple[str, str, str]] = field(default_factory=list)
     reason: str = ""
 
 
@@ -64,17 +71,21 @@ def exhibit(rule: type[GenericAdaptiveOptimizer]) -> Exhibit:
     return shown
 
 
-def kernels(rule: Any, options: dict[str, Any]) -> list[tuple[str, str]]:
-    """The C for a parameter of float32, for each program that the rule has."""
+def kernels(rule: Any, options: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The C and the Triton for a parameter of float32, for each program that the rule has."""
     optimizer = rule([torch.zeros(2, 3, requires_grad=True)], **options)
     (cohort,) = gather(optimizer, dry=True)
     tape = tape_of(cohort)
-    found: dict[str, int] = {}
+    programs: dict[int, tuple[int, Program]] = {}
     for step in STEPS:
         if "step" in cohort.scalars:
             cohort.scalars["step"] = step - 1
         read_once(optimizer, cohort, tape)
-        found.setdefault(source_of(rule.__name__, tape.program(tape.node), cohort), step)
-    if len(found) == 1:
-        return [("C", source) for source in found]
-    return [(f"C, as at step {step:,}", source) for source, step in found.items()]
+        program = tape.program(tape.node)
+        programs.setdefault(id(program), (step, program))
+    return [
+        (name if len(programs) == 1 else f"{name}, as at step {step:,}", language, source)
+        for name, language, launch in BACK_ENDS
+        for step, program in programs.values()
+        for source in [launch.source_of(rule.__name__, program, cohort)]
+    ]

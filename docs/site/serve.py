@@ -20,6 +20,9 @@ from docs.site.build import PACKAGE, REPOSITORY
 
 INTERVAL = 0.5
 
+#: Folders whose files nobody writes. A build that saw its own cache change would be done twice.
+_MADE = {"node_modules", "_site", "_cache", "__pycache__"}
+
 #: Answers with the number of the build; a page that was served by another loads itself again.
 BUILD_ADDRESS = "/.build"
 
@@ -40,7 +43,7 @@ def sources() -> Iterator[Path]:
     yield from (REPOSITORY / PACKAGE).rglob("*.py")
     yield from REPOSITORY.glob("*.md")
     for file in (REPOSITORY / "docs").rglob("*"):
-        if "node_modules" not in file.parts and "_site" not in file.parts and "__pycache__" not in file.parts:
+        if _MADE.isdisjoint(file.relative_to(REPOSITORY).parts):
             yield file
 
 

@@ -35,7 +35,6 @@ TRACED_COHORTS = 8
 
 #: Who launches kernels, by the type of the device.
 LAUNCHES: dict[str, type[Launch]] = {"cpu": CLaunch, "cuda": TritonLaunch}
-source_of = CLaunch.source_of
 
 
 def launcher(cohort: Cohort) -> type[Launch]:
