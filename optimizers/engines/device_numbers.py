@@ -197,7 +197,7 @@ class _Printer(C99CodePrinter):
     def _print_Pow(self, expr: Any) -> str:
         base, exponent = expr.base, expr.exp
         if exponent in (S.NegativeOne, -S.Half):
-            return f"{self._constant(1.0)} / ({self._print(base ** -exponent)})"
+            return f"{self._constant(1.0)} / ({self._print(base**-exponent)})"
         if exponent == S.Half:
             return f"tl.sqrt({self._print(base)})"
         return f"libdevice.pow({self._print(base)}, {self._print(exponent)})"
