@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizers.engines.cohort import Cohort, wish
-from optimizers.engines.device_numbers import NUMBERS_BLOCK, Reading, numbers_source, read, signature
+from optimizers.engines.cohort import Cohort
+from optimizers.engines.device_numbers import NUMBERS_BLOCK, Reading, is_restless, numbers_source, read, signature
 from optimizers.engines.launch import numel, place, slots_of
 from optimizers.engines.scaling import Scaling
 from optimizers.engines.shard import local
@@ -51,14 +51,14 @@ class DeviceJob:
     on_device = True
 
     def __init__(self, rule: Any, cohorts: list[Cohort], readings: dict[Any, Reading], scaled: bool, dry: bool) -> None:
-        self._group, self._wish, self._scaled = cohorts[0].group, wish(rule, cohorts[0]), scaled
-        self._own = own_numbers(rule)
+        self._scaled, self._own = scaled, own_numbers(rule)
         together: dict[Any, list[Cohort]] = {}
         for cohort in cohorts:
-            group, param = rule.param_groups[cohort.group], cohort.params[0]
-            key = (self._own, cohort.names, real(cohort), scaled, signature(group, param.device))
+            param, entries = cohort.params[0], (cohort.names, tuple(cohort.scalars), repr(cohort.others))
+            kind = signature(rule.param_groups[cohort.group], param.device)
+            key = (self._own, entries, real(cohort), scaled, kind)
             if key not in readings:
-                readings[key] = read(rule, group, param, cohort.names, scaled)
+                readings[key] = read(rule, cohort, scaled)
             together.setdefault(key, []).append(cohort)
         self.launches = [DeviceLaunch(rule, readings[key], some, dry) for key, some in together.items()]
         self._signatures = [signature for *_, signature in together]
@@ -67,9 +67,7 @@ class DeviceJob:
 
     def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
         """### Prepare a step; False if something is not as it was. Nothing is written"""
-        group, (foreach, fused) = rule.param_groups[self._group], self._wish
-        if group["foreach"] is not foreach or group["fused"] is not fused:
-            return False
+        # Whatever reader a group wants is part of its signature.
         if self._scaled != (scaling is not None and scaling.grad_scale is not None):
             return False
         if own_numbers(rule) != self._own:
@@ -143,8 +141,9 @@ class DeviceLaunch(TritonLaunch):
             self._blocks = blocks(self.sizes)
             compile_now(self.function, (*self._large, self._zero, n), BLOCK=BLOCK)
             compile_now(self._calculate, (*self._small, self._zero, self._one, n), BLOCK=NUMBERS_BLOCK)
-        self._has_addresses = any(column.dtype is not None for column in columns)
+        # Tensors and lists are looked at anew at each step.
         self._seen: list[Any] = []
+        self._restless = True
 
     def take(self, rule: Any, expected: tuple[Any, ...]) -> bool:
         """
@@ -163,12 +162,11 @@ class DeviceLaunch(TritonLaunch):
         self._put_grads(self.table, 8 * len(grads), *grads)
         groups = [rule.param_groups[cohort.group] for cohort in self.cohorts]
         values = [value for group in groups for value in group.values()]
-        changed = len(values) != len(self._seen) or not all(map(is_, values, self._seen))
-        if changed:
+        if self._restless or len(values) != len(self._seen) or not all(map(is_, values, self._seen)):
             if any(signature(group, self.device) != expected for group in groups):
                 return False
-            self._seen = values
-        if changed or self._has_addresses:
+            others = (value for group in groups for name, value in group.items() if name != "params")
+            self._seen, self._restless = values, any(map(is_restless, others))
             self._put(self.row, 0, *(column.of(group) for group in groups for column in self.reading.columns))
         return True
 

@@ -32,6 +32,7 @@ from sympy import Expr, S, Symbol
 from sympy.printing.c import C99CodePrinter
 from torch import Tensor
 
+from optimizers.engines.cohort import Cohort
 from optimizers.engines.program import Program, Unrecordable
 from optimizers.engines.scalars import Choice, RuleReader, Tree, Way, ways
 from optimizers.engines.state import hypers_on, real_dtype
@@ -43,6 +44,9 @@ GRAD_SCALE = "grad_scale"
 
 #: How many tensors a block of the small kernel takes.
 NUMBERS_BLOCK = 128
+
+#: What a hyper-parameter on the device may be.
+HYPER_TYPES = {**TYPES, torch.int64: "tl.int64", torch.int32: "tl.int32", torch.int16: "tl.int16"}
 
 
 @dataclass(frozen=True)
@@ -94,38 +98,70 @@ def signature(group: dict[str, Any], device: torch.device) -> tuple[Any, ...]:
 
 
 def _kind(value: Any, device: torch.device) -> Any:
-    if isinstance(value, (tuple, list)):
-        return tuple(_kind(part, device) for part in value)
-    if isinstance(value, Tensor) and value.numel() == 1:
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    if not parts or not all(map(_is_number, parts)):
+        # Not taken for numbers that may differ: a reading has them as they are.
+        return repr(value)
+    return tuple(_number_kind(part, device) for part in parts)
+
+
+def _number_kind(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
         if value.device == device:
             return value.dtype
         value = value.item()
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        # A number that is 0 takes something away from the rule.
-        return (value > 0) - (value < 0)
-    return repr(value)
+    # A number that is 0 takes something away from the rule.
+    return (value > 0) - (value < 0) if math.isfinite(value) else repr(value)
 
 
-def read(rule: Any, group: dict[str, Any], param: Tensor, names: tuple[str, ...], scaled: bool) -> Reading:
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_restless(value: Any) -> bool:
+    """Whether an entry of a group may change and still be the same object."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return any(not (part is None or isinstance(part, (bool, int, float, str))) for part in parts)
+
+
+def read(rule: Any, cohort: Cohort, scaled: bool) -> Reading:
     """
-    ## Read a rule, for a group and a state with these tensors
+    ## Read a rule, for a cohort
 
     `scaled` gradients are divided by the scale of AMP. Raises `Unrecordable`.
     """
+    try:
+        return _read(rule, cohort, scaled)
+    except Unrecordable:
+        raise
+    except Exception as error:
+        # It is the symbols that the rule can't take. Otherwise the reading in Python fails as well, and says why.
+        raise Unrecordable(f"symbols in place of numbers won't do: {type(error).__name__}: {error}") from error
+
+
+def _read(rule: Any, cohort: Cohort, scaled: bool) -> Reading:
+    group, param = rule.param_groups[cohort.group], cohort.params[0]
     on_device = hypers_on(group, param.device)
+    for name in on_device:
+        parts = group[name] if isinstance(group[name], tuple) else (group[name],)
+        if not all(map(_is_number, parts)) or any(p.dtype not in HYPER_TYPES for p in parts if isinstance(p, Tensor)):
+            raise Unrecordable(f"{name!r} has a tensor on the device among what are no numbers: {group[name]!r}")
     like = torch.zeros((2,) * param.dim(), dtype=real_dtype(param.dtype))
     # What a tensor holds is not looked at. Of a number that is 0 nothing is known but that it is not negative.
     numbers = {name: _zeros(value) if name in on_device else value for name, value in group.items()}
     subject = Subject(_stand_in(rule, {**numbers, "params": [like]}, scaled), (), (*on_device, *[GRAD_SCALE] * scaled))
+    subject.others = dict(cohort.others)
+    cells = (*(["step"] if subject.has_step else []), *subject.scalars)
     reader = RuleReader(subject)
-    tree = next((t for t in (reader.first, reader.later) if t is not None and _leaves(t) == set(names)), None)
-    if tree is None:
-        raise Unrecordable(f"the state has {', '.join(names)}, which is not what {type(rule).__name__} gives it")
-    all_ways = list(ways(tree))
-    programs = tuple({id(way.program): way.program for way in all_ways}.values())
+    tree = next((t for t in (reader.first, reader.later) if t is not None and _leaves(t) == set(cohort.names)), None)
+    if tree is None or set(cells) != set(cohort.scalars):
+        there = ", ".join((*cohort.names, *cohort.scalars))
+        raise Unrecordable(f"the state has {there}, which is not what {type(rule).__name__} gives it")
+    programs = tuple({id(way.program): way.program for way in ways(tree)}.values())
     used = set().union(*(expr.free_symbols for expr in _formulas(tree)))
     columns = tuple(c for c in _columns(subject, group, param.device) if c.symbol in used)
-    cells = (*(["step"] if subject.has_step else []), *subject.scalars)
     return Reading(tree, programs, columns, subject.t, dict(subject.scalars), cells)
 
 
@@ -169,9 +205,9 @@ def _columns(subject: Subject, group: dict[str, Any], device: torch.device) -> I
 
 
 def _zeros(value: Any) -> Any:
-    return (
-        tuple(map(_zeros, value)) if isinstance(value, (tuple, list)) else 0.0 if isinstance(value, Tensor) else value
-    )
+    if isinstance(value, tuple):
+        return tuple(map(_zeros, value))
+    return 0.0 if isinstance(value, Tensor) else value
 
 
 # ## Printing
@@ -305,7 +341,8 @@ def _hypers(reading: Reading, names: dict[Symbol, str]) -> Iterator[str]:
         elif column.dtype is None:
             yield f"h{k} = {at}.to(tl.float64, bitcast=True)"
         else:
-            yield f"h{k} = tl.load({at}.to(tl.pointer_type({TYPES[column.dtype]})), inside, other=0).to(tl.float64)"
+            pointer = f"{at}.to(tl.pointer_type({HYPER_TYPES[column.dtype]}))"
+            yield f"h{k} = tl.load({pointer}, inside, other=0).to(tl.float64)"
 
 
 def _state(reading: Reading, names: dict[Symbol, str]) -> Iterator[str]:

@@ -63,7 +63,7 @@ class FusedJob:
         leaves = ("param", "grad", *first.names)
         self.tape = tapes.setdefault(leaves, Tape(leaves))
         self.cohorts = cohorts
-        self._group, self._wish = first.group, wish(rule, first)
+        self._groups, self._wish = sorted({cohort.group for cohort in cohorts}), wish(rule, first)
         self._view = self.tape.state(first.others)
         self._names = tuple(first.scalars)
         self._traceable = len(cohorts) >= TRACED_COHORTS and self._names in ((), ("step",))
@@ -80,6 +80,8 @@ class FusedJob:
         self._now = [c.scalars[name] for c in self.cohorts for name in self._names]
         self.nodes = [nodes[i] for i in order]
         self.launches, make = [], launcher(first)
+        #: The cohorts whose numbers could be the device's.
+        self.movable = self.cohorts if make.has_numbers else []
         for node in dict.fromkeys(self.nodes):
             together = [c for c, n in zip(self.cohorts, self.nodes, strict=True) if n is node]
             self.launches.append(make(rule, self.tape.program(node), together, dry))
@@ -196,9 +198,11 @@ class FusedJob:
 
         A job that steps `alone` leaves it to its kernel to look at the counts.
         """
-        group, (foreach, fused) = rule.param_groups[self._group], self._wish
-        if group["foreach"] is not foreach or group["fused"] is not fused:
-            return False
+        groups, (foreach, fused) = rule.param_groups, self._wish
+        for index in self._groups:
+            group = groups[index]
+            if group["foreach"] is not foreach or group["fused"] is not fused:
+                return False
         nodes, numbers, self._after = self._read(rule, None if scaling is None else scaling.number)
         if nodes != self.nodes:
             return False

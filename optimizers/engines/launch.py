@@ -129,9 +129,9 @@ class Launch:
         #: The addresses, of which those of the gradients are put in their place at each step.
         self.table = array("Q", [at for slot in self.addresses for at in slot])
         self._put_grads = Struct(f"{n}Q").pack_into
-        #: The numbers of the rule, then the scalars after the step.
-        self.row = array("d", [0.0] * rows * self.numbers + before)
-        self._put_numbers = Struct(f"{len(self.row)}d").pack_into
+        #: The numbers of the rule, then the scalars after the step. An array of nothing would lie nowhere.
+        self.row = array("d", [0.0] * rows * self.numbers + before + [0.0])
+        self._put_numbers = Struct(f"{len(self.row) - 1}d").pack_into
         self._arrays = (offsets, of_tensor, cells, array("d", before))
         self.arguments = a = Arguments(n, n, rows, self.numbers, len(self.counts), 1)
         a.tables, a.offsets, a.rows, a.cells = map(place, (self.table, offsets, of_tensor, cells))

@@ -63,7 +63,12 @@ def _number(value: Any) -> Any:
 
 def hypers_on(group: dict[str, Any], device: torch.device) -> list[str]:
     """The entries of a group that are, or have, numbers in tensors on a device."""
-    return [name for name, value in group.items() if name != "params" and _is_on(value, device)]
+    values = ((name, value) for name, value in group.items() if value.__class__ not in _NO_TENSORS)
+    return [name for name, value in values if name != "params" and _is_on(value, device)]
+
+
+#: What hyper-parameters mostly are.
+_NO_TENSORS = frozenset((float, int, bool, str, type(None)))
 
 
 def _is_on(value: Any, device: torch.device) -> bool:

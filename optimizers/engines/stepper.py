@@ -110,8 +110,11 @@ def read_once(rule: Any, cohort: Cohort, tape: Tape) -> None:
 class Plan:
     """## What a step does"""
 
-    def __init__(self, rule: Any, jobs: list[Any], here: str = "") -> None:
+    def __init__(self, rule: Any, jobs: list[Any], here: str = "", moves: Any = None) -> None:
         self.jobs = jobs
+        # Groups whose numbers may become the device's, by a switch or a tensor that is put in them.
+        self._moves, self._seen = moves, [object()]
+        self._watched = [] if here else [(c.group, c.params[0]) for job in jobs for c in getattr(job, "movable", ())]
         #: Whether all numbers are the device's, so that nothing has to be looked at here.
         self.on_device = bool(jobs) and all(job.on_device for job in jobs)
         self.grows = any(job.grows for job in jobs)
@@ -140,11 +143,20 @@ class Plan:
             states = states_of(rule).values()
             if len(states) != len(self._states) or not all(map(is_, states, self._states)):
                 return False
+        if self._watched and self._may_move(groups):
+            return False
         alone = len(self.jobs) == 1
         for job in self.jobs:  # noqa: SIM110 - a generator takes its time
             if not job.ready(rule, scaling, alone):
                 return False
         return True
+
+    def _may_move(self, groups: list[dict[str, Any]]) -> bool:
+        values = [value for index, _ in self._watched for value in groups[index].values()]
+        if len(values) == len(self._seen) and all(map(is_, values, self._seen)):
+            return False
+        self._seen = values
+        return any(self._moves(groups[index], param) for index, param in self._watched)
 
     def run(self, rule: Any) -> bool:
         """### Step. False if the plan does not hold for the next one"""
@@ -223,7 +235,7 @@ class Stepper:
                     f"fused=True can't be had: {reason}. Leave `fused` out and the fastest reader that works is taken"
                 )
             jobs += [self._eager(rule, cohort, reason) for cohort in together]
-        return Plan(rule, jobs, self._here)
+        return Plan(rule, jobs, self._here, partial(self._is_on_device, scaling is not None))
 
     def _fused(self, rule: Any, cohorts: list[Cohort], scaling: Scaling | None, dry: bool) -> Any:
         """### A job for kernels"""
