@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.interpreter import gpu as gpu
+from tests.interpreter import interpreted as interpreted
+
 settings.register_profile(
     "optimizers",
     derandomize=True,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import interpreter, test_fused
+from tests import test_fused
 from tests.test_fused import (  # noqa: F401
     test_arguments_choose_the_reader,
     test_backward_through_values_that_a_step_has_changed_is_an_error,
@@ -59,4 +59,4 @@ from tests.test_fused import (  # noqa: F401
 )
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("interpreted")]
-interpreted, sources = interpreter.interpreted, test_fused.sources
+sources = test_fused.sources
