@@ -58,5 +58,5 @@ from tests.test_fused import (  # noqa: F401
     test_versions_of_states_advance,
 )
 
-pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("interpreted")]
+pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.usefixtures("interpreted")]
 sources = test_fused.sources

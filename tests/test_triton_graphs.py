@@ -365,3 +365,70 @@ def test_step_never_waits_for_the_device(rule, asked, gpu, monkeypatch):
             optimizer.step()
     assert [kernel.asked for kernel in kernels.values()] == [3] * len(kernels)
     assert kernels or gpu.type == "cuda"
+
+
+# ## What is around a step
+
+
+@modes
+def test_default_device_is_for_the_tensors_of_others(mode, gpu):
+    ps, optimizer, qs, plain = pair(gpu, Adam, mode)
+    start, rows = values(qs), helpers.gradients(qs, 3)
+    with torch.device("meta"):
+        for row in rows:
+            for p, g in zip(ps, row, strict=True):
+                p.grad = g.to(gpu)
+            optimizer.step()
+    run(plain, qs, rows)
+    assert_fused(optimizer, mode)
+    assert_close(ps, qs, start, 3)
+    assert_states_agree(optimizer, plain, 3)
+
+
+def test_scaler_that_found_no_gradient_moves_nothing(gpu):
+    ps, optimizer, *_ = pair(gpu, Adam, "host")
+    before = here(ps)
+    optimizer.found_inf = sum([])
+    optimizer.step()
+    assert same(here(ps), before)
+
+
+def test_steps_that_a_scaler_is_used_for_later_are_the_devices_from_then_on(gpu):
+    ps, optimizer, qs, plain = pair(gpu, Adam, "host")
+    start, rows = values(qs), helpers.gradients(qs, 3)
+    run(optimizer, ps, rows[:1])
+    assert_fused(optimizer, "host")
+    optimizer.found_inf = torch.zeros((), device=gpu)
+    run(optimizer, ps, rows[1:])
+    run(plain, qs, rows)
+    assert_fused(optimizer, "device")
+    assert_close(ps, qs, start, 3)
+
+
+def test_states_that_share_a_count_are_counted_here(gpu):
+    ps, optimizer, qs, plain = pair(gpu, Adam)
+    start, rows = values(qs), helpers.gradients(qs, 3)
+    run(optimizer, ps, rows[:1])
+    optimizer.state[ps[1]]["step"] = optimizer.state[ps[0]]["step"]
+    run(optimizer, ps, rows[1:])
+    run(plain, qs, rows)
+    assert_fused(optimizer, "host")
+    assert_close(ps, qs, start, 3)
+    assert_states_agree(optimizer, plain, 3)
+
+
+def test_only_so_many_steps_are_captured_without_one_outside(gpu):
+    if gpu.type == "cuda":
+        pytest.skip("what was captured would have to be kept")
+    ps, optimizer, *_ = pair(gpu, Adam)
+    run(optimizer, ps, helpers.gradients(ps, 2))
+    launch = optimizer._stepper._plan.jobs[0].launches[0]
+    launch._spares.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_launch, "is_capturing", lambda device: True)
+        before = here(ps)
+        with pytest.raises(RuntimeError, match="take one outside"):
+            optimizer.step()
+    assert same(here(ps), before)
+    optimizer.step()
+    assert len(launch._spares) == device_launch.SPARES

@@ -14,7 +14,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from optimizers import SGD, Adam
+from optimizers import ASGD, SGD, Adam
 from tests import helpers
 from tests.helpers import same, same_state
 from tests.rules import BY_NAME, CLASS_TWINS, CLASSES, READERS, RULES, pairs
@@ -371,3 +371,11 @@ def test_optimizers_in_threads_step_as_they_do_alone():
     assert errors == []
     for run in RUNS:
         assert_same_run(runs[run], start(run, STEPS))
+
+
+def test_number_of_a_state_that_begins_as_the_learning_rate_is_not_the_tensor_of_the_group():
+    lr = torch.tensor(0.1)
+    ps = helpers.params(dtype=torch.float32)
+    optimizer = helpers.run(ASGD(ps, lr=lr, lambd=0.5), ps, helpers.gradients(ps, 3))
+    assert lr.item() == torch.tensor(0.1).item()
+    assert all(optimizer.state[p]["eta"].item() < 0.1 for p in ps)

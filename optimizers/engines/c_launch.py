@@ -59,7 +59,7 @@ class CLaunch(Launch):
             self.arguments.threads = threads()
         if self.kernel.step(self.argument):
             raise Changed
-        # What `mark_written` does, without the time of two calls.
+        # What `_mark_written` does, without the time of two calls.
         increment_version(self._written)
         if state_is_known:
             increment_version(self._tensors)

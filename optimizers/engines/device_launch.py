@@ -12,7 +12,9 @@ tensors, and what AMP found. What the host sends is the addresses of the gradien
 numbers. In a graph both stay what they were when it was captured.
 
 What a graph takes these from must stay as it is for as long as the graph may be repeated, which nobody can know. So all
-that a captured step has laid out is kept for good: some 100 bytes for each tensor.
+that a captured step has laid out is kept for good: some 100 bytes for each tensor, and 8 for each 1024 elements.
+Parameters, states and learning rates are the user's to keep: a graph that was captured before `load_state_dict` writes
+into the states of then, as with torch's optimizers.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ from torch import Tensor
 from optimizers.engines.cohort import Cohort
 from optimizers.engines.device_numbers import NUMBERS_BLOCK, Reading, is_restless, numbers_source, read, signature
 from optimizers.engines.launch import numel, place, slots_of
+from optimizers.engines.program import Unrecordable
 from optimizers.engines.scaling import Scaling
 from optimizers.engines.shard import local
-from optimizers.engines.state import compute_dtype
+from optimizers.engines.state import CPU, compute_dtype
 from optimizers.engines.triton_kernel import BLOCK, load, triton_source
 from optimizers.engines.triton_launch import OPTIONS, Fresh, TritonLaunch, blocks, compile_now, is_capturing, on, table
+
+#: Memory of the host can't be had during a capture. So many steps may be captured before one that is not.
+SPARES = 4
 
 # What graphs read.
 _captured: list[Any] = []
@@ -111,9 +117,12 @@ class DeviceLaunch(TritonLaunch):
         super().__init__(rule, reading.programs[0], cohorts, dry)
 
     def _print(self, title: str) -> str:
-        slots = slots_of(self.cohorts[0], self.program)
-        kernel = triton_source(title, self.reading.programs, real(self.cohorts[0]), slots, guarded=True)
-        return kernel + numbers_source(self.reading)
+        reading, slots, kind = self.reading, slots_of(self.cohorts[0], self.program), real(self.cohorts[0])
+
+        def text() -> str:
+            return triton_source(title, reading.programs, kind, slots, guarded=True) + numbers_source(reading)
+
+        return self.program.memo((id(reading), title, kind, *slots), text)
 
     def _load(self) -> None:
         functions = load(self.source)
@@ -129,11 +138,13 @@ class DeviceLaunch(TritonLaunch):
         self._put = Struct("".join("d" if c.dtype is None else "Q" for c in columns) * rows).pack_into
         groups = [k * len(columns) for k, cohort in enumerate(self.cohorts) for _ in cohort.params]
         cells = [[s[name].data_ptr() for s in self.states] for name in self.reading.cells]
+        if any(len(set(places)) < n for places in cells):
+            raise Unrecordable("parameters share a number of their states, which the device would count for each")
         with torch.no_grad(), on(device):
             self.fixed = table(self.addresses, self.sizes, [k * width for k in range(n)], device)
-            self._tensors_table = torch.tensor([groups, *cells], dtype=torch.int64).to(device)
+            self._tensors_table = torch.tensor([groups, *cells], dtype=torch.int64, device=CPU).to(device)
             self.fresh = Fresh(n, len(self.row), device)
-            self._spare: Tensor | None = self.fresh.memory()
+            self._spares = [self.fresh.memory() for _ in range(SPARES)]
             self._zero, self._one = (torch.full((), x, dtype=torch.float32, device=device) for x in (0.0, 1.0))
             numbers = torch.zeros(n * width, dtype=torch.float64, device=device)
             self._large = (self.fixed, self.fresh.grads, numbers)
@@ -159,6 +170,8 @@ class DeviceLaunch(TritonLaunch):
             return False
         if grads is None:
             return False
+        if not self._spares and is_capturing(self.device):
+            raise RuntimeError(f"{SPARES} steps were captured in CUDA graphs: take one outside before the next capture")
         self._put_grads(self.table, 8 * len(grads), *grads)
         groups = [rule.param_groups[cohort.group] for cohort in self.cohorts]
         values = [value for group in groups for value in group.values()]
@@ -174,18 +187,17 @@ class DeviceLaunch(TritonLaunch):
         """### Step, and tell autograd what was written"""
         capturing = is_capturing(self.device)
         with on(self.device):
-            host = self._spare if self._spare is not None and capturing else self.fresh.memory()
+            host = self._spares.pop() if capturing else self.fresh.memory()
             self.fresh.send(place(self.table) + 8 * len(self.params), place(self.row), host)
             if capturing:
                 _captured.append((host, self.fresh, self._small, self._large, self._zero, self._one))
-                self._spare = None
-            elif self._spare is None:
-                self._spare = self.fresh.memory()
+            while not capturing and len(self._spares) < SPARES:
+                self._spares.append(self.fresh.memory())
             told = scaling or Scaling(None, None)
-            self.launch(self._here(told.found_inf, self._zero), self._here(told.grad_scale, self._one))
+            self.launch(self._brought(told.found_inf, self._zero), self._brought(told.grad_scale, self._one))
         self._mark_written(state_is_known)
 
-    def _here(self, tensor: Tensor | None, otherwise: Tensor) -> Tensor:
+    def _brought(self, tensor: Tensor | None, otherwise: Tensor) -> Tensor:
         return otherwise if tensor is None else tensor.to(self.device, non_blocking=True)
 
     def launch(self, found_inf: Tensor, grad_scale: Tensor) -> None:

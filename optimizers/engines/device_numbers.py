@@ -35,7 +35,7 @@ from torch import Tensor
 from optimizers.engines.cohort import Cohort
 from optimizers.engines.program import Program, Unrecordable
 from optimizers.engines.scalars import Choice, RuleReader, Tree, Way, ways
-from optimizers.engines.state import hypers_on, real_dtype
+from optimizers.engines.state import CPU, hypers_on, real_dtype
 from optimizers.engines.symbolic import Subject
 from optimizers.engines.triton_kernel import TYPES
 
@@ -148,7 +148,7 @@ def _read(rule: Any, cohort: Cohort, scaled: bool) -> Reading:
         parts = group[name] if isinstance(group[name], tuple) else (group[name],)
         if not all(map(_is_number, parts)) or any(p.dtype not in HYPER_TYPES for p in parts if isinstance(p, Tensor)):
             raise Unrecordable(f"{name!r} has a tensor on the device among what are no numbers: {group[name]!r}")
-    like = torch.zeros((2,) * param.dim(), dtype=real_dtype(param.dtype))
+    like = torch.zeros((2,) * param.dim(), dtype=real_dtype(param.dtype), device=CPU)
     # What a tensor holds is not looked at. Of a number that is 0 nothing is known but that it is not negative.
     numbers = {name: _zeros(value) if name in on_device else value for name, value in group.items()}
     subject = Subject(_stand_in(rule, {**numbers, "params": [like]}, scaled), (), (*on_device, *[GRAD_SCALE] * scaled))

@@ -123,7 +123,8 @@ class Launch:
         offsets = array("q", [0])
         for param in self.params:
             offsets.append(offsets[-1] + numel(param))
-        of_tensor = array("i", [row for row, c in enumerate(self.cohorts) for _ in c.params])
+        #: The row of numbers of each tensor.
+        self.of_tensor = array("i", [row for row, c in enumerate(self.cohorts) for _ in c.params])
         cells = array("Q", map(Tensor.data_ptr, self.scalar_tensors))
         before = [float(c.scalars[name]) for c in self.cohorts for name in self.counts]
         #: The addresses, of which those of the gradients are put in their place at each step.
@@ -132,9 +133,9 @@ class Launch:
         #: The numbers of the rule, then the scalars after the step. An array of nothing would lie nowhere.
         self.row = array("d", [0.0] * rows * self.numbers + before + [0.0])
         self._put_numbers = Struct(f"{len(self.row) - 1}d").pack_into
-        self._arrays = (offsets, of_tensor, cells, array("d", before))
+        self._arrays = (offsets, cells, array("d", before))
         self.arguments = a = Arguments(n, n, rows, self.numbers, len(self.counts), 1)
-        a.tables, a.offsets, a.rows, a.cells = map(place, (self.table, offsets, of_tensor, cells))
+        a.tables, a.offsets, a.rows, a.cells = map(place, (self.table, offsets, self.of_tensor, cells))
         a.before, a.scalars = place(self._arrays[-1]), place(self.row)
         a.after = a.scalars + 8 * rows * self.numbers
         self.argument = ctypes.addressof(a)

@@ -25,10 +25,11 @@ class Scaling:
     ## What AMP's `GradScaler` tells an optimizer
 
     `found_inf` is not 0 where a gradient is infinite, and the step is not to be done. The gradients are yet to be
-    divided by `grad_scale`, if that is there. Both are tensors; to look at them is to wait for the device.
+    divided by `grad_scale`, if that is there. Both are tensors; to look at them is to wait for the device. (Where there
+    is no gradient at all, `found_inf` is the number 0.)
     """
 
-    found_inf: Tensor | None
+    found_inf: Any
     grad_scale: Tensor | None
 
     @classmethod
@@ -40,7 +41,7 @@ class Scaling:
     @property
     def is_skipped(self) -> bool:
         """### Whether the step is not to be done"""
-        return self.found_inf is not None and bool(self.found_inf.item())
+        return self.found_inf is not None and bool(self.found_inf)
 
     @cached_property
     def number(self) -> float | None:

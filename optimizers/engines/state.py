@@ -81,13 +81,17 @@ def scalar_tensor(value: Any) -> Tensor:
     """A number as the world sees it, torch's form of a step count: a new float32 0-dim tensor on the CPU."""
     if isinstance(value, Tensor):
         value = value.item()
-    return torch.tensor(float(value), dtype=torch.float32)
+    return torch.tensor(float(value), dtype=torch.float32, device=CPU)
 
 
 def new_state(rule: Any, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
     """The state that a rule gives to a parameter before its first step."""
     state: dict[str, Any] = {}
     rule.init_state(state, group, param)
+    for name in rule.scalar_state:
+        if isinstance(state.get(name), Tensor):
+            # A number of its own: what is given may be the tensor of a group.
+            state[name] = scalar_tensor(state[name])
     settle_scalars(rule, state)
     for name, value in state.items():
         refuse_number(rule, name, value)

@@ -110,17 +110,18 @@ def read_once(rule: Any, cohort: Cohort, tape: Tape) -> None:
 class Plan:
     """## What a step does"""
 
-    def __init__(self, rule: Any, jobs: list[Any], here: str = "", moves: Any = None) -> None:
+    def __init__(self, rule: Any, jobs: list[Any], why_host: str = "", moves: Any = None, scaled: bool = False) -> None:
         self.jobs = jobs
         # Groups whose numbers may become the device's, by a switch or a tensor that is put in them.
-        self._moves, self._seen = moves, [object()]
-        self._watched = [] if here else [(c.group, c.params[0]) for job in jobs for c in getattr(job, "movable", ())]
+        self._moves, self._scaled, self._seen = moves, scaled, [object()]
+        movable = [] if why_host else [c for job in jobs for c in getattr(job, "movable", ())]
+        self._watched = [(cohort.group, cohort.params[0]) for cohort in movable]
         #: Whether all numbers are the device's, so that nothing has to be looked at here.
         self.on_device = bool(jobs) and all(job.on_device for job in jobs)
         self.grows = any(job.grows for job in jobs)
         devices = [local(p).device for job in jobs if not job.on_device for c in job.cohorts for p in c.params]
         # Steps with numbers of the host can't go into a graph of this device.
-        self._not_in_graphs_of, self._here = next((d for d in devices if d.type == "cuda"), None), here
+        self._not_in_graphs_of, self._why_host = next((d for d in devices if d.type == "cuda"), None), why_host
         self._params = [p for g in rule.param_groups for p in g["params"]]
         stepping = {id(p) for job in jobs for cohort in job.cohorts for p in cohort.params}
         self._idle = [p for p in self._params if id(p) not in stepping]
@@ -128,11 +129,8 @@ class Plan:
 
     def ready(self, rule: Any, scaling: Scaling | None) -> bool:
         """### Whether the same parameters step as before; every job is then prepared"""
-        if self._not_in_graphs_of is not None and is_capturing(self._not_in_graphs_of):
-            raise RuntimeError(
-                f"a CUDA graph would repeat the numbers of this one step of {type(rule).__name__}: "
-                + (self._here or "set capturable=True in every group, and fused=None or True")
-            )
+        if self._not_in_graphs_of is not None:
+            self.refuse_capture(rule)
         groups = rule.param_groups
         params = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
@@ -143,13 +141,22 @@ class Plan:
             states = states_of(rule).values()
             if len(states) != len(self._states) or not all(map(is_, states, self._states)):
                 return False
-        if self._watched and self._may_move(groups):
+        if self._watched and ((scaling is not None) != self._scaled or self._may_move(groups)):
             return False
         alone = len(self.jobs) == 1
         for job in self.jobs:  # noqa: SIM110 - a generator takes its time
             if not job.ready(rule, scaling, alone):
                 return False
         return True
+
+    def refuse_capture(self, rule: Any) -> None:
+        """### Raise `RuntimeError` where a graph would repeat numbers of the host"""
+        if self._not_in_graphs_of is not None and is_capturing(self._not_in_graphs_of):
+            advice = "set capturable=True in every group, and fused=None or True, and take a step before the capture"
+            raise RuntimeError(
+                f"a CUDA graph would repeat the numbers of this one step of {type(rule).__name__}: "
+                + (self._why_host or advice)
+            )
 
     def _may_move(self, groups: list[dict[str, Any]]) -> bool:
         values = [value for index, _ in self._watched for value in groups[index].values()]
@@ -177,7 +184,7 @@ class Stepper:
         self._tapes: dict[Any, Tape] = {}
         self._readings: dict[Any, Any] = {}
         #: Why numbers can't be the device's, if that was tried.
-        self._here = ""
+        self._why_host = ""
 
     def step(self, rule: Any) -> None:
         """
@@ -192,8 +199,11 @@ class Stepper:
         own = rule.__dict__
         if ("found_inf" in own or "grad_scale" in own) and rule._step_supports_amp_scaling:
             scaling = Scaling.of(rule)
-            if scaling is not None and (plan is None or not plan.on_device) and scaling.is_skipped:
-                return
+            if scaling is not None and (plan is None or not plan.on_device):
+                # To look is to wait, which a capture does not allow.
+                _refuse_capture(rule) if plan is None else plan.refuse_capture(rule)
+                if scaling.is_skipped:
+                    return
         try:
             if plan is not None and plan.ready(rule, scaling):
                 if not plan.run(rule):
@@ -213,9 +223,10 @@ class Stepper:
     @torch.no_grad()
     def _make(self, rule: Any, scaling: Scaling | None = None, dry: bool = False) -> Plan:
         """### Look at everything, and choose a reader for each cohort"""
+        if not dry:
+            _refuse_capture(rule)
         cohorts = gather(rule, dry, partial(self._is_on_device, scaling is not None))
         if not dry:
-            _refuse_capture(rule, cohorts)
             adopt(rule, cohorts)
         jobs: list[FusedJob | EagerJob] = []
         for together in _together(rule, cohorts):
@@ -228,14 +239,15 @@ class Stepper:
                 except (Unrecordable, NoCompiler) as error:
                     reason = str(error)
                 if together[0].on_device:
-                    self._here = reason
+                    self._why_host = reason
                     return self._make(rule, scaling, dry)
             if group["fused"]:
                 raise RuntimeError(
                     f"fused=True can't be had: {reason}. Leave `fused` out and the fastest reader that works is taken"
                 )
             jobs += [self._eager(rule, cohort, reason) for cohort in together]
-        return Plan(rule, jobs, self._here, partial(self._is_on_device, scaling is not None))
+        scaled = scaling is not None
+        return Plan(rule, jobs, self._why_host, partial(self._is_on_device, scaled), scaled)
 
     def _fused(self, rule: Any, cohorts: list[Cohort], scaling: Scaling | None, dry: bool) -> Any:
         """### A job for kernels"""
@@ -250,7 +262,7 @@ class Stepper:
     def _is_on_device(self, scaled: bool, group: dict[str, Any], param: Tensor) -> bool:
         """### Whether the numbers of a step are the device's: for a graph, AMP, or a learning rate that is there"""
         device = local(param).device
-        if self._here or device.type not in LAUNCHES or not LAUNCHES[device.type].has_numbers or _unwanted(group):
+        if self._why_host or device.type not in LAUNCHES or not LAUNCHES[device.type].has_numbers or _unwanted(group):
             return False
         return scaled or bool(group["capturable"]) or bool(hypers_on(group, device))
 
@@ -285,9 +297,9 @@ class Stepper:
         return "\n".join(sources)
 
 
-def _refuse_capture(rule: Any, cohorts: list[Cohort]) -> None:
+def _refuse_capture(rule: Any) -> None:
     """A graph can't have what a step prepares for all later ones."""
-    if any(is_capturing(local(cohort.params[0]).device) for cohort in cohorts):
+    if any(map(is_capturing, {local(p).device for group in rule.param_groups for p in group["params"]})):
         raise RuntimeError(
             f"{type(rule).__name__} is not ready to be captured in a CUDA graph: take a step or two before, with "
             "gradients for the same parameters, on a side stream, as torch's notes on CUDA graphs say"

@@ -30,6 +30,7 @@ from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.launch import Changed, Launch, numel, place
 from optimizers.engines.program import Program
 from optimizers.engines.shard import local
+from optimizers.engines.state import CPU
 from optimizers.engines.triton_kernel import BLOCK, WARPS, load, triton_source
 
 #: Not for speed: a product and a sum are contracted where the formula says so, and nowhere else.
@@ -54,9 +55,8 @@ class TritonLaunch(Launch):
         super()._lay_out(n, rows)
         self.device = local(self.params[0]).device
         self.sizes = [numel(p) for p in self.params]
-        row_of_tensor = self._arrays[1]
         with torch.no_grad(), on(self.device):
-            self.fixed = table(self.addresses, self.sizes, [self.numbers * row for row in row_of_tensor], self.device)
+            self.fixed = table(self.addresses, self.sizes, [self.numbers * row for row in self.of_tensor], self.device)
             self.fresh = Fresh(n, rows * self.numbers, self.device)
             numbers = self.fresh.words.view(torch.float64)
             self._arguments = (self.fixed, self.fresh.grads, numbers, n)
@@ -65,11 +65,11 @@ class TritonLaunch(Launch):
 
     def run(self, state_is_known: bool) -> None:
         """### Step: the counts here, the tensors there"""
-        if self.kernel.step(self.argument):
-            raise Changed
-        n = len(self.params)
         with on(self.device):
-            self.fresh.send(place(self.table) + 8 * n, place(self.row), self.fresh.memory())
+            # First what may fail. It writes nothing that counts.
+            self.fresh.send(place(self.table) + 8 * len(self.params), place(self.row), self.fresh.memory())
+            if self.kernel.step(self.argument):
+                raise Changed
             if self._blocks:
                 self.function[(self._blocks,)](*self._arguments, BLOCK=BLOCK, **OPTIONS)
         self._mark_written(state_is_known)
@@ -93,7 +93,7 @@ class Fresh:
 
     def memory(self) -> Tensor:
         """### Memory of the host to copy from"""
-        return torch.empty(self._all.numel(), dtype=torch.int64, pin_memory=self._pinned)
+        return torch.empty(self._all.numel(), dtype=torch.int64, device=CPU, pin_memory=self._pinned)
 
     def send(self, grads: int, words: int, host: Tensor) -> None:
         """### Bring over what lies at these addresses, by way of this memory of the host"""
@@ -128,12 +128,13 @@ def table(addresses: list[list[int]], sizes: list[int], rows: list[int], device:
     """
     slots = [addresses[0], *addresses[2:]]
     # An address is an unsigned number.
-    head = torch.tensor([ctypes.c_int64(at).value for slot in slots for at in slot], dtype=torch.int64)
-    count = (torch.tensor(sizes) + BLOCK - 1) // BLOCK
-    tensor = torch.repeat_interleave(torch.arange(len(sizes)), count)
-    first = torch.repeat_interleave(count.cumsum(0) - count, count)
-    block = (tensor << 32) | (torch.arange(tensor.numel()) - first)
-    return torch.cat([head, torch.tensor(sizes), torch.tensor(rows), block]).to(device)
+    with CPU:
+        head = torch.tensor([ctypes.c_int64(at).value for slot in slots for at in slot], dtype=torch.int64)
+        count = (torch.tensor(sizes) + BLOCK - 1) // BLOCK
+        tensor = torch.repeat_interleave(torch.arange(len(sizes)), count)
+        first = torch.repeat_interleave(count.cumsum(0) - count, count)
+        block = (tensor << 32) | (torch.arange(tensor.numel()) - first)
+        return torch.cat([head, torch.tensor(sizes), torch.tensor(rows), block]).to(device)
 
 
 def compile_now(function: Any, arguments: tuple[Any, ...], **constants: Any) -> None:

@@ -68,16 +68,16 @@ class Contest:
         """### The learning rate: the given one, or torch's default"""
         return float(self.options.get("lr", signature(self.twin).parameters["lr"].default))
 
-    def entrants(self) -> dict[str, Factory]:
-        """### Who takes part, by the names of the columns"""
+    def entrants(self, device: str = "cpu") -> dict[str, Factory]:
+        """### Who takes part on a device, by the names of the columns"""
         theirs = {f"torch {name}": _entrant(self.twin, self.options, keys) for name, keys in _READERS.items()}
         ours = {f"ours {name}": _entrant(self.ours, self.options, keys) for name, keys in _READERS.items()}
         ours["ours single"] = ours.pop("ours for-loop")
         order = ("ours single", "ours foreach", "ours fused")
-        found = {**theirs, **self._peers(), **{name: ours[name] for name in order}}
+        found = {**theirs, **self._peers(device), **{name: ours[name] for name in order}}
         return {name: factory for name, factory in found.items() if factory is not None}
 
-    def _peers(self) -> dict[str, Factory | None]:
+    def _peers(self, device: str) -> dict[str, Factory | None]:
         """### The other libraries, where they know the rule and its options"""
         name = self.name
         if name not in ("Adam", "AdamW") or not set(self.options) <= {"lr", "betas", "eps", "weight_decay"}:
@@ -85,7 +85,9 @@ class Contest:
         group = self.ours([torch.zeros(1, requires_grad=True)], **self.options).param_groups[0]
         common = {key: group[key] for key in ("lr", "betas", "eps")}
         decay = group["weight_decay"]
-        peers = {"DeepSpeedCPUAdam": partial(_deepspeed, {**common, "weight_decay": decay}, name == "AdamW")}
+        peers: dict[str, Callable[[], Factory]] = {}
+        if device == "cpu":
+            peers["DeepSpeedCPUAdam"] = partial(_deepspeed, {**common, "weight_decay": decay}, name == "AdamW")
         if name == "Adam" and decay == 0:
             peers["labml_nn"] = partial(_labml, common)
         return {peer: self._import(peer, make) for peer, make in peers.items()}

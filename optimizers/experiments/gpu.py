@@ -12,7 +12,8 @@ takes the same rows and columns to a GPU, and one row more: the shapes of GPT-2 
 only the fused kernels take part. A step has three times there, each with a table of its own:
 
 * **device**: from the first kernel to the last, by events in the stream. Before them the device is kept busy for
-  long enough that Python has asked for the whole step when it begins, so none of its time is in this one.
+  long enough that Python has asked for the whole step when it begins, so none of its time is in this one. (The queue
+  of a device has an end. A step of more than some thousand launches, as plain loops have, is timed at Python's pace.)
 * **host**: how long `step()` takes to return, with nothing left to do on the device.
 * **wall**: from the call until everything is done. It is what small models feel.
 

@@ -108,7 +108,7 @@ def gpu_tables(contest: Contest, rows: list[Workload], seconds: float) -> dict[s
     """## Measure a rule on a GPU, and print a table for each clock"""
     speed = gpu.copy_speed()
     print("\n".join([*gpu.machine(speed), ""]), flush=True)
-    entrants = {name: make for name, make in contest.entrants().items() if name != "DeepSpeedCPUAdam"}
+    entrants = contest.entrants("cuda")
     tables = {clock: Table([*entrants, *(["limit"] if clock == "device" else [])]) for clock in gpu.CLOCKS}
     heads = {clock: table.head(contest.name) for clock, table in tables.items()}
     print("\n".join(heads["device"]), flush=True)
