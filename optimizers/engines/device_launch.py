@@ -162,17 +162,10 @@ class DeviceLaunch(TritonLaunch):
 
         The signature of all groups must be as `expected`.
         """
-        try:
-            if rule._state_is_known and not self._look_at_states(self._state_rows):
-                return False
-            grads = self._look(self._rows)
-        except (AttributeError, KeyError, TypeError, RuntimeError):
-            return False
-        if grads is None:
+        if not self._take_gradients(rule._state_is_known):
             return False
         if not self._spares and is_capturing(self.device):
             raise RuntimeError(f"{SPARES} steps were captured in CUDA graphs: take one outside before the next capture")
-        self._put_grads(self.table, 8 * len(grads), *grads)
         groups = [rule.param_groups[cohort.group] for cohort in self.cohorts]
         values = [value for group in groups for value in group.values()]
         if self._restless or len(values) != len(self._seen) or not all(map(is_, values, self._seen)):

@@ -144,9 +144,18 @@ class Launch:
         """
         ### Look whether all is as it was, and take what is new: gradients and numbers
 
-        States are looked at if somebody outside the engines may know them. A launch that is `alone` leaves it to its
-        step to look at the counts.
+        A launch that is `alone` leaves it to its step to look at the counts.
         """
+        if not self._take_gradients(state_is_known):
+            return False
+        try:
+            self._put_numbers(self.row, 0, *numbers, *after)
+        except Exception as error:
+            raise Unrecordable(f"a number of the rule is not one: {error}") from error
+        return alone or self.kernel.check(self.argument) == 0
+
+    def _take_gradients(self, state_is_known: bool) -> bool:
+        """Look at everything; states if somebody outside the engines may know them. False if it is not as it was."""
         try:
             if state_is_known and not self._look_at_states(self._state_rows):
                 return False
@@ -157,11 +166,7 @@ class Launch:
         if grads is None:
             return False
         self._put_grads(self.table, 8 * len(grads), *grads)
-        try:
-            self._put_numbers(self.row, 0, *numbers, *after)
-        except Exception as error:
-            raise Unrecordable(f"a number of the rule is not one: {error}") from error
-        return alone or self.kernel.check(self.argument) == 0
+        return True
 
     def run(self, state_is_known: bool) -> None:
         """### Step, and tell autograd what was written, as far as anybody else can have used it"""
