@@ -25,6 +25,8 @@ from optimizers.engines import compiler
 
 ROOT = Path(__file__).parent.parent
 STRANGER = 54321
+#: The kernel of a rule, and the look at its tensors.
+LIBRARIES = 2
 COMPILER = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
 
 pytestmark = [
@@ -136,18 +138,26 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The library of the rule of this file, as a process made it: its name and its bytes."""
+    """The libraries of the program above, as a process made them: their bytes by name."""
     folder = tmp_path_factory.mktemp("made")
     finish(start(OPTIMIZERS_CACHE_DIR=str(folder)))
-    (library,) = (folder / "kernels").glob("*.so")
-    return library.name, library.read_bytes()
+    found = {library.name: library.read_bytes() for library in (folder / "kernels").glob("*.so")}
+    assert len(found) == LIBRARIES
+    return found
 
 
-def put(cache, name, content):
+def put(cache, files):
+    """Files in the cache; gives their paths."""
     cache.mkdir(parents=True, mode=0o700)
-    (cache / name).write_bytes(content)
-    (cache / name).chmod(0o700)
-    return cache / name
+    for name, content in files.items():
+        (cache / name).write_bytes(content)
+        (cache / name).chmod(0o700)
+    return [cache / name for name in files]
+
+
+def contents(cache):
+    """What lies in the cache, by name."""
+    return {path.name: path.read_bytes() for path in cache.iterdir()}
 
 
 # ## The folder
@@ -167,8 +177,7 @@ def test_folder_is_closed_to_others_whatever_the_umask(cache, umask, mask):
     umask(mask)
     assert_fused()
     assert cache.stat().st_mode & 0o777 == 0o700
-    assert len(libraries(cache)) == 1
-    assert (cache / libraries(cache)[0]).stat().st_mode & 0o777 == 0o700
+    assert [(cache / name).stat().st_mode & 0o777 for name in libraries(cache)] == [0o700] * LIBRARIES
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o000], ids=oct)
@@ -181,9 +190,9 @@ def test_folders_made_on_the_way_are_not_open_to_others(cache, tmp_path, monkeyp
     assert not ((tmp_path / "a").stat().st_mode | (tmp_path / "a" / "b").stat().st_mode) & 0o022
 
 
-def test_compiling_leaves_the_library_and_nothing_else(cache):
+def test_compiling_leaves_the_libraries_and_nothing_else(cache):
     assert_fused()
-    assert [p.name for p in cache.iterdir()] == libraries(cache)
+    assert sorted(p.name for p in cache.iterdir()) == libraries(cache)
     assert [p.name for p in cache.parent.iterdir()] == ["kernels"]
 
 
@@ -266,7 +275,7 @@ def test_home_that_is_a_link_is_used(tmp_path, monkeypatch):
     (tmp_path / "home").symlink_to(tmp_path / "disk")
     monkeypatch.setenv("OPTIMIZERS_CACHE_DIR", str(tmp_path / "home" / "cache"))
     assert_fused()
-    assert len(libraries(tmp_path / "disk" / "cache" / "kernels")) == 1
+    assert len(libraries(tmp_path / "disk" / "cache" / "kernels")) == LIBRARIES
 
 
 def test_link_that_others_may_replace_is_not_followed_twice(tmp_path, monkeypatch):
@@ -311,7 +320,7 @@ def test_folder_that_cannot_be_written_is_refused(cache, monkeypatch):
 
 def test_library_in_a_folder_that_cannot_be_written_is_still_loaded(cache, made, monkeypatch):
     """A home that is read-only may have been filled before."""
-    put(cache, *made)
+    put(cache, made)
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != cache and access(path, mode))
     monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("nothing needs to be compiled"))
@@ -370,54 +379,50 @@ DAMAGES = [_truncated, _flipped, _last_flipped, _without_checksum, _appended, _e
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__.strip("_"))
 def test_damaged_library_is_compiled_again(cache, made, damage):
-    name, content = made
-    path = put(cache, name, damage(content))
+    paths = put(cache, {name: damage(content) for name, content in made.items()})
     assert_fused()
-    assert libraries(cache) == [name]
-    assert compiler._is_whole(path)
-    assert path.read_bytes() == content
+    assert all(map(compiler._is_whole, paths))
+    assert contents(cache) == made
 
 
 def test_whole_library_is_not_compiled_again(cache, made, monkeypatch):
-    path = put(cache, *made)
-    before = path.stat()
+    before = [path.stat() for path in put(cache, made)]
     monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("a whole library lies in the cache"))
     assert_fused()
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    after = [(cache / name).stat() for name in made]
+    assert [(s.st_ino, s.st_mtime_ns) for s in after] == [(s.st_ino, s.st_mtime_ns) for s in before]
 
 
 @as_root
 def test_library_of_someone_else_is_compiled_again(cache, made):
-    path = put(cache, *made)
-    os.chown(path, STRANGER, -1)
+    for path in put(cache, made):
+        os.chown(path, STRANGER, -1)
     assert_fused()
-    assert path.stat().st_uid == os.geteuid()
+    assert {path.stat().st_uid for path in cache.iterdir()} == {os.geteuid()}
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
 def test_library_that_others_may_write_to_is_compiled_again(cache, made, mode):
-    path = put(cache, *made)
-    path.chmod(mode)
+    for path in put(cache, made):
+        path.chmod(mode)
     assert_fused()
-    assert path.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in cache.iterdir()} == {0o700}
 
 
 def test_library_that_is_a_link_is_compiled_again(cache, made, tmp_path):
-    name, content = made
-    (tmp_path / "elsewhere.so").write_bytes(content)
-    (tmp_path / "elsewhere.so").chmod(0o700)
+    elsewhere = put(tmp_path / "elsewhere", made)
     cache.mkdir(parents=True, mode=0o700)
-    (cache / name).symlink_to(tmp_path / "elsewhere.so")
+    for path in elsewhere:
+        (cache / path.name).symlink_to(path)
     assert_fused()
-    assert not (cache / name).is_symlink()
-    assert (tmp_path / "elsewhere.so").read_bytes() == content
+    assert not any(path.is_symlink() for path in cache.iterdir())
+    assert contents(tmp_path / "elsewhere") == made
 
 
 def test_library_that_is_a_folder_does_no_harm(cache, made):
-    name, _ = made
-    (cache / name).mkdir(parents=True)
+    for name in made:
+        (cache / name / "full").mkdir(parents=True)
     cache.chmod(0o700)
-    (cache / name / "full").touch()
     assert_falls_back("can't be compiled into", "")
 
 
@@ -427,19 +432,17 @@ def _signed(content):
 
 def test_whole_file_that_is_no_library_is_compiled_again(cache, made):
     """A compiler that was broken for a while has made it; it must not be in the way for good."""
-    name, content = made
-    put(cache, name, _signed(b"not a library" * 10))
+    put(cache, dict.fromkeys(made, _signed(b"not a library" * 10)))
     assert_fused()
-    assert (cache / name).read_bytes() == content
+    assert contents(cache) == made
 
 
 def test_whole_library_without_the_functions_is_compiled_again(cache, made, tmp_path):
-    name, content = made
     other = tmp_path / "other.so"
     subprocess.run([COMPILER, "-shared", "-x", "c", "-", "-o", other], input=b"int other;", check=True)
-    put(cache, name, _signed(other.read_bytes()))
+    put(cache, dict.fromkeys(made, _signed(other.read_bytes())))
     assert_fused()
-    assert (cache / name).read_bytes() == content
+    assert contents(cache) == made
 
 
 def test_library_that_cannot_be_loaded_leaves_the_step_to_the_next_reader(monkeypatch):
@@ -479,10 +482,10 @@ def test_name_depends_on_everything_that_the_library_depends_on(monkeypatch):
 
 
 def test_another_processor_compiles_a_library_of_its_own(cache, made, monkeypatch):
-    put(cache, *made)
+    put(cache, made)
     monkeypatch.setattr(compiler, "_processor", lambda: "another")
     assert_fused()
-    assert len(libraries(cache)) == 2
+    assert len(libraries(cache)) == 2 * LIBRARIES
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo on this system")
@@ -663,14 +666,14 @@ def test_source_beyond_ascii_is_compiled_where_the_system_speaks_ascii(tmp_path)
 def test_second_process_compiles_nothing(cache, tmp_path):
     cc, log = wrapper(tmp_path)
     first = finish(start(CC=cc))
-    assert log.read_text().splitlines() == ["call"]
+    assert log.read_text().splitlines() == ["call"] * LIBRARIES
     assert first.startswith("fused ")
     assert finish(start(CC=cc)) == first
-    assert log.read_text().splitlines() == ["call"]
-    assert len(libraries(cache)) == 1
+    assert log.read_text().splitlines() == ["call"] * LIBRARIES
+    assert len(libraries(cache)) == LIBRARIES
 
 
-def test_many_processes_that_start_at_once_agree_and_leave_one_library(cache):
+def test_many_processes_that_start_at_once_agree_and_leave_one_library_of_each(cache):
     """Each is held until all have loaded torch; all that is left to them is to compile and to step."""
     processes = [start() for _ in range(8)]
     for process in processes:
@@ -681,9 +684,9 @@ def test_many_processes_that_start_at_once_agree_and_leave_one_library(cache):
     lines = {finish(process) for process in processes}
     assert len(lines) == 1
     assert lines.pop().startswith("fused ")
-    assert len(libraries(cache)) == 1
-    assert [p.name for p in cache.iterdir()] == libraries(cache)
-    assert compiler._is_whole(cache / libraries(cache)[0])
+    assert len(libraries(cache)) == LIBRARIES
+    assert sorted(p.name for p in cache.iterdir()) == libraries(cache)
+    assert all(map(compiler._is_whole, cache.iterdir()))
 
 
 def test_killed_compile_is_in_nobodys_way_and_swept_after_an_hour(cache, tmp_path):
@@ -703,7 +706,7 @@ def test_killed_compile_is_in_nobodys_way_and_swept_after_an_hour(cache, tmp_pat
     assert left.name.startswith("compiling-")
 
     assert_fused()
-    assert len(libraries(cache)) == 1
+    assert len(libraries(cache)) == LIBRARIES
     assert left.exists()  # It might still be at work.
 
     os.utime(left, (time.time() - 3700,) * 2)

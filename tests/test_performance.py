@@ -348,8 +348,8 @@ def test_the_streaming_kernel_refuses_what_it_would_misread():
 def test_the_second_process_compiles_nothing():
     head, first, second = first_steps("SGD", {"momentum": 0.9})
     assert head.startswith("SGD, the first 3 steps")
-    assert first.endswith("kernels compiled: 2")
-    assert second.endswith("kernels compiled: 0")
+    assert first.endswith("libraries compiled: 3")
+    assert second.endswith("libraries compiled: 0")
 
 
 def test_the_first_steps_are_measured():

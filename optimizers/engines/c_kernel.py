@@ -178,7 +178,7 @@ _COUNTS = """
 /* NaN is what it is. */
 static int differ(float one, float two) { return one != two && (one == one || two == two); }
 
-/* 0 if every count is what the caller takes it for; else a step does nothing. */
+/* 0 if every count is what the caller takes it for. */
 int check(const launch *l) {
     for (int64_t c = 0; c < l->counts; c++)
         for (int64_t i = 0; i < l->tensors; i++)
@@ -187,7 +187,6 @@ int check(const launch *l) {
 }
 
 int step(const launch *l) {
-    if (check(l)) return 1;
     move(l);
     for (int64_t c = 0; c < l->counts; c++)
         for (int64_t i = 0; i < l->tensors; i++)

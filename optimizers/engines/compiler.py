@@ -28,9 +28,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -45,20 +44,24 @@ COMPILE_SECONDS = 60
 _ADVICE = "set OPTIMIZERS_CACHE_DIR to a folder that is yours alone"
 STALE_SECONDS = 3600
 
+Bound = TypeVar("Bound")
+
 
 class NoCompiler(Exception):
     """A kernel can't be had; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
 class Kernel:
     """## A compiled kernel: its functions `check` and `step`, of the address of a launch"""
 
-    check: Callable[[int], int]
-    step: Callable[[int], int]
+    def __init__(self, library: Any) -> None:
+        self.check: Callable[[int], int] = library.check
+        self.step: Callable[[int], int] = library.step
+        for function in (library.check, library.step):
+            function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
 
 
-_loaded: dict[str, Kernel] = {}
+_loaded: dict[str, Any] = {}
 # A compiler that failed is not called again at every step, unless the environment has changed.
 _failed: dict[tuple[str, ...], str] = {}
 
@@ -74,44 +77,51 @@ def load(source: str) -> Kernel:
 
     Compiled if it isn't in the cache. Raises `NoCompiler`.
     """
+    return load_as(source, Kernel)
+
+
+def load_as(source: str, bind: Callable[[Any], Bound]) -> Bound:
+    """
+    ### What `bind` makes of the library of a C source
+
+    It raises `AttributeError` where the library lacks a function.
+    """
     if source not in _loaded:
         environment = (source, *(os.environ.get(name, "") for name in ("CC", "PATH", "OPTIMIZERS_CACHE_DIR")))
         if environment in _failed:
             raise NoCompiler(_failed[environment])
         try:
-            _loaded[source] = _find_or_compile(source)
+            _loaded[source] = _find_or_compile(source, bind)
         except NoCompiler as error:
             _failed[environment] = str(error)
             raise
-    return _loaded[source]
+    found: Bound = _loaded[source]
+    return found
 
 
-def _find_or_compile(source: str) -> Kernel:
+def _find_or_compile(source: str, bind: Callable[[Any], Bound]) -> Bound:
     compiler = _compiler(os.environ.get("CC", ""), os.environ.get("PATH", ""))
     folder = cache_folder()
     path = folder / f"{_key(source, compiler)}.so"
     if _is_whole(path):
         # What is whole and can't be loaded all the same is made anew.
         with contextlib.suppress(NoCompiler):
-            return _open(path)
+            return _open(path, bind)
     _compile(source, compiler, folder, path)
-    return _open(path)
+    return _open(path, bind)
 
 
-def _open(path: Path) -> Kernel:
+def _open(path: Path, bind: Callable[[Any], Bound]) -> Bound:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
     try:
-        check, step = library.check, library.step
+        return bind(library)
     except AttributeError as error:
         # While it is open, the loader would give it for whatever is put in its place.
         _ctypes.dlclose(library._handle)
         raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
-    check.argtypes = step.argtypes = (ctypes.c_void_p,)
-    check.restype = step.restype = ctypes.c_int
-    return Kernel(check, step)
 
 
 # ## The compiler

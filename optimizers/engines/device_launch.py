@@ -71,7 +71,7 @@ class DeviceJob:
         self.cohorts = [cohort for launch in self.launches for cohort in launch.cohorts]
         self.grows = any(launch.program.new_state for launch in self.launches)
 
-    def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
+    def ready(self, rule: Any, scaling: Scaling | None) -> bool:
         """### Prepare a step; False if something is not as it was. Nothing is written"""
         # Whatever reader a group wants is part of its signature.
         if self._scaled != (scaling is not None and scaling.grad_scale is not None):
@@ -133,7 +133,6 @@ class DeviceLaunch(TritonLaunch):
         self.sizes, self._blocks = [numel(p) for p in self.params], 0
         width, columns = self.reading.width, self.reading.columns
         self.table = array("Q", [at for slot in self.addresses for at in slot])
-        self._put_grads = Struct(f"{n}Q").pack_into
         self.row = array("d", [0.0] * rows * len(columns))
         self._put = Struct("".join("d" if c.dtype is None else "Q" for c in columns) * rows).pack_into
         groups = [k * len(columns) for k, cohort in enumerate(self.cohorts) for _ in cohort.params]
@@ -162,7 +161,7 @@ class DeviceLaunch(TritonLaunch):
 
         The signature of all groups must be as `expected`.
         """
-        if not self._take_gradients(rule._state_is_known):
+        if (rule._state_is_known and self.look.states_changed()) or self.look.gradients_changed():
             return False
         if not self._spares and is_capturing(self.device):
             raise RuntimeError(f"{SPARES} steps were captured in CUDA graphs: take one outside before the next capture")
@@ -188,7 +187,9 @@ class DeviceLaunch(TritonLaunch):
                 self._spares.append(self.fresh.memory())
             told = scaling or Scaling(None, None)
             self.launch(self._brought(told.found_inf, self._zero), self._brought(told.grad_scale, self._one))
-        self._mark_written(state_is_known)
+        self.look.mark()
+        if state_is_known:
+            self.look.mark_states()
 
     def _brought(self, tensor: Tensor | None, otherwise: Tensor) -> Tensor:
         return otherwise if tensor is None else tensor.to(self.device, non_blocking=True)

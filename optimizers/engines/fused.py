@@ -192,12 +192,8 @@ class FusedJob:
         dict.update(self._view, values)
         return values["step"] + 1 if "step" in values else None
 
-    def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
-        """
-        ### Prepare a step; False if something is not as it was. Nothing is written
-
-        A job that steps `alone` leaves it to its kernel to look at the counts.
-        """
+    def ready(self, rule: Any, scaling: Scaling | None) -> bool:
+        """### Prepare a step; False if something is not as it was. Nothing is written"""
         groups, (foreach, fused) = rule.param_groups, self._wish
         for index in self._groups:
             group = groups[index]
@@ -208,11 +204,11 @@ class FusedJob:
             return False
         known, launches = rule._state_is_known, self.launches
         if len(launches) == 1:
-            return launches[0].ready(known, numbers, self._after, alone)
+            return launches[0].ready(known, numbers, self._after)
         at = row = 0
         for launch in launches:
             end, last = at + len(launch.cohorts) * launch.numbers, row + len(launch.cohorts) * len(self._names)
-            if not launch.ready(known, numbers[at:end], self._after[row:last], False):
+            if not launch.ready(known, numbers[at:end], self._after[row:last]):
                 return False
             at, row = end, last
         return True

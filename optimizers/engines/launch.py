@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any
 
@@ -27,17 +27,10 @@ from torch import Tensor
 
 from optimizers.engines import compiler
 from optimizers.engines.cohort import Cohort, states_of
-from optimizers.engines.look import expected, expected_state, gradient_looker, state_looker
+from optimizers.engines.look import look_at
 from optimizers.engines.program import Program, Unrecordable
-from optimizers.engines.shard import is_distributed, local
+from optimizers.engines.shard import local
 from optimizers.engines.state import compute_dtype, real_dtype
-
-#: torch's `increment_version`, without the wrapper around it, which takes longer than the thing itself.
-increment_version: Callable[[Any], None] = torch._C._increment_version
-
-
-class Changed(Exception):
-    """A count is not what it was taken for; nothing was done."""
 
 
 class Arguments(ctypes.Structure):
@@ -108,16 +101,12 @@ class Launch:
         self.scalar_tensors = [s[name] for name in self.counts for s in states]
         # The cells are written through their addresses, so the memory must stay, whatever becomes of the tensors.
         self._storages = [t.untyped_storage() for t in self.scalar_tensors]
-        self._look, self._rows = gradient_looker(params), [expected(p) for p in params]
-        self._look_at_states = state_looker(names, self.counts, is_distributed(params[0]))
-        self._state_rows = [expected_state(s, names, self.counts) for s in states]
         #: Addresses by slot; those of the gradients are yet to come.
         self.addresses = [list(map(address, params)), [0] * len(params)]
         self.addresses += [[address(s[name]) for s in states] for name in names]
         self.addresses += [list(map(address, tensors)) for tensors in self.new_state.values()]
-        self._tensors = [s[name] for name in names for s in states]
-        self._written = [*params, *map(local, params)] if is_distributed(params[0]) else params
         self._lay_out(len(params), len(self.cohorts))
+        self.look = look_at(params, states, names, self.counts, self.table)
 
     def _lay_out(self, n: int, rows: int) -> None:
         offsets = array("q", [0])
@@ -129,7 +118,6 @@ class Launch:
         before = [float(c.scalars[name]) for c in self.cohorts for name in self.counts]
         #: The addresses, of which those of the gradients are put in their place at each step.
         self.table = array("Q", [at for slot in self.addresses for at in slot])
-        self._put_grads = Struct(f"{n}Q").pack_into
         #: The numbers of the rule, then the scalars after the step. An array of nothing would lie nowhere.
         self.row = array("d", [0.0] * rows * self.numbers + before + [0.0])
         self._put_numbers = Struct(f"{len(self.row) - 1}d").pack_into
@@ -140,42 +128,24 @@ class Launch:
         a.after = a.scalars + 8 * rows * self.numbers
         self.argument = ctypes.addressof(a)
 
-    def ready(self, state_is_known: bool, numbers: list[Any], after: list[float], alone: bool) -> bool:
+    def ready(self, state_is_known: bool, numbers: list[Any], after: list[float]) -> bool:
         """
         ### Look whether all is as it was, and take what is new: gradients and numbers
 
-        A launch that is `alone` leaves it to its step to look at the counts.
+        Nobody but the engines can have changed states that are not known outside of them.
         """
-        if not self._take_gradients(state_is_known):
+        look = self.look
+        if (state_is_known and look.states_changed()) or look.gradients_changed():
             return False
         try:
             self._put_numbers(self.row, 0, *numbers, *after)
         except Exception as error:
             raise Unrecordable(f"a number of the rule is not one: {error}") from error
-        return alone or self.kernel.check(self.argument) == 0
-
-    def _take_gradients(self, state_is_known: bool) -> bool:
-        """Look at everything; states if somebody outside the engines may know them. False if it is not as it was."""
-        try:
-            if state_is_known and not self._look_at_states(self._state_rows):
-                return False
-            grads = self._look(self._rows)
-        except (AttributeError, KeyError, TypeError, RuntimeError):
-            # A state or a gradient is missing, or a gradient is sparse, and has no strides.
-            return False
-        if grads is None:
-            return False
-        self._put_grads(self.table, 8 * len(grads), *grads)
-        return True
+        return self.kernel.check(self.argument) == 0
 
     def run(self, state_is_known: bool) -> None:
-        """### Step, and tell autograd what was written, as far as anybody else can have used it"""
+        """### Step, and tell autograd what is written, as far as anybody else can have used it"""
         raise NotImplementedError
-
-    def _mark_written(self, state_is_known: bool) -> None:
-        increment_version(self._written)
-        if state_is_known:
-            increment_version(self._tensors)
 
     def adopt(self, rule: Any) -> None:
         """### Put what the rule added to the states in its place"""

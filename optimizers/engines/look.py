@@ -10,42 +10,122 @@ Between two steps anything may happen: gradients are new tensors each time, and 
 shape, or laid out differently; a parameter's memory may have been exchanged; states may have been replaced. A kernel
 that trusts an old address then computes rubbish, or worse. So every step looks.
 
-Python's time per parameter decides the speed of small models. The functions that look are therefore written out
-for the case at hand, without inner loops. They give None, or False, if something is not as expected.
+The time that this takes decides the speed of small models, so plain tensors are looked at [in C](c_look.html). This
+page is for the others: shards of distributed tensors, complex ones, a torch that can't be asked from C. What Python
+does is written out for the case at hand, without inner loops.
 """
 
 from __future__ import annotations
 
+import logging
+from array import array
 from collections.abc import Callable
+from struct import Struct
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optimizers.engines.c_look import CLook
+from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.shard import is_distributed, local
 
-#: From this number of tensors on, looking at all at once takes less time than looking at one after another.
-BULK = 32
+#: torch's `increment_version`, without the wrapper around it, which takes longer than the thing itself.
+increment_version: Callable[[Any], None] = torch._C._increment_version
 
-_data_ptr = Tensor.data_ptr
+_log = logging.getLogger("optimizers")
+_told: set[str] = set()
 
 
-def expected(param: Tensor) -> tuple[Any, ...]:
-    """What is expected of a parameter and its gradient: a row for the function that `gradient_looker` gives."""
+def look_at(
+    params: list[Tensor],
+    states: list[dict[str, Any]],
+    names: tuple[str, ...],
+    counts: tuple[str, ...],
+    table: array[int],
+) -> CLook | Look:
+    """
+    ## What looks at these tensors from now on
+
+    `names` are the tensors in the states, and `counts` the numbers. The addresses of the gradients are put in the
+    table behind those of the parameters.
+    """
+    if not is_distributed(params[0]) and not params[0].is_complex():
+        try:
+            return CLook(params, states, names, counts, table)
+        except NoCompiler as error:
+            if str(error) not in _told:
+                _told.add(str(error))
+                _log.info("gradients are looked at by Python, which takes longer: %s", error)
+    return Look(params, states, names, counts, table)
+
+
+class Look:
+    """
+    ## A look at parameters, gradients and states, by Python
+
+    What it knows is how they were when it was made. `gradients_changed` and `states_changed` say whether something is
+    not as it was. `mark` and `mark_states` tell autograd what is written.
+    """
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        names: tuple[str, ...],
+        counts: tuple[str, ...],
+        table: array[int],
+    ) -> None:
+        distributed = is_distributed(params[0])
+        self._look, self._rows = _gradient_looker(params), [_expected(p) for p in params]
+        self._look_at_states = _state_looker(names, counts, distributed)
+        self._state_rows = [_expected_state(s, names, counts) for s in states]
+        self._written = [*params, *map(local, params)] if distributed else params
+        self._tensors = [state[name] for name in names for state in states]
+        self._table, self._put = table, Struct(f"{len(params)}Q").pack_into
+
+    def gradients_changed(self) -> bool:
+        """### Look at parameters and gradients, and put the addresses of the gradients in their place"""
+        try:
+            grads = self._look(self._rows)
+        except (AttributeError, TypeError, RuntimeError):
+            # A gradient is missing, or it is sparse, and has no strides.
+            return True
+        if grads is None:
+            return True
+        self._put(self._table, 8 * len(grads), *grads)
+        return False
+
+    def states_changed(self) -> bool:
+        """### Look at states"""
+        try:
+            return not self._look_at_states(self._state_rows)
+        except (AttributeError, KeyError, TypeError, RuntimeError):
+            # A tensor is missing, or is something else.
+            return True
+
+    def mark(self) -> None:
+        """### Tell autograd that the parameters are written"""
+        increment_version(self._written)
+
+    def mark_states(self) -> None:
+        """### Tell autograd that the tensors of the states are written"""
+        increment_version(self._tensors)
+
+
+def _expected(param: Tensor) -> tuple[Any, ...]:
+    """What is expected of a parameter and its gradient: a row for the function that `_gradient_looker` gives."""
     part, grad = local(param), local(param.grad)
     return param, part.data_ptr(), grad.dtype, grad.numel(), part.stride(), grad.stride()
 
 
-def gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
+def _gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
     """
     ## Look at parameters and gradients
 
     The function gives the addresses of the gradients. It may raise `AttributeError`, `TypeError` or `RuntimeError`
     where a gradient is missing or sparse.
     """
-    bulk = bulk_gradient_looker(params) if len(params) >= BULK and not is_distributed(params[0]) else None
-    if bulk is not None:
-        return bulk
     checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel"]
     parts = list(map(local, params))
     # Asking whether a tensor is contiguous is quicker than asking for its strides.
@@ -80,42 +160,14 @@ _TAKE_PARTS = """
             return None"""
 
 
-def bulk_gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None] | None:
-    """
-    ## Look at many parameters and gradients
-
-    torch's compiler has guards that compare type, dtype, device, sizes and strides of many tensors in one call. They
-    are not part of its public interface, so this gives None where they are not as expected.
-    """
-    guards: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
-    addresses = list(map(_data_ptr, params))
-    try:
-        kept, unchanged = (
-            guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-            for tensors in ([p.grad for p in params], params)
-        )
-        if not (kept(*[p.grad for p in params]) and unchanged(*params)):
-            return None
-    except (AttributeError, TypeError, RuntimeError):
-        return None
-
-    def look(rows: Any) -> list[int] | None:
-        grads: list[Any] = [p.grad for p in params]
-        if not (kept(*grads) and unchanged(*params)) or list(map(_data_ptr, params)) != addresses:
-            return None
-        return list(map(_data_ptr, grads))
-
-    return look
-
-
-def expected_state(state: dict[str, Any], names: tuple[str, ...], scalars: tuple[str, ...]) -> tuple[Any, ...]:
-    """What is expected of a state: a row for the function that `state_looker` gives."""
+def _expected_state(state: dict[str, Any], names: tuple[str, ...], scalars: tuple[str, ...]) -> tuple[Any, ...]:
+    """What is expected of a state: a row for the function that `_state_looker` gives."""
     parts = [local(state[name]) for name in names]
     tensors = (fact for part in parts for fact in (part.data_ptr(), part.stride()))
     return state, *tensors, *(part for name in scalars for part in (state[name], state[name].data_ptr()))
 
 
-def state_looker(names: tuple[str, ...], scalars: tuple[str, ...], distributed: bool) -> Callable[[Any], bool]:
+def _state_looker(names: tuple[str, ...], scalars: tuple[str, ...], distributed: bool) -> Callable[[Any], bool]:
     """
     ## Look at states
 

@@ -26,7 +26,6 @@ from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.eager import step_foreach, step_single
 from optimizers.engines.functional import step_functional
 from optimizers.engines.fused import LAUNCHES, FusedJob
-from optimizers.engines.launch import Changed
 from optimizers.engines.program import Unrecordable
 from optimizers.engines.recorder import Tape
 from optimizers.engines.report import Report, report_of
@@ -53,7 +52,7 @@ class EagerJob:
         self._wish = wish(rule, cohort)
         self._tape, self._readable = tape_of(cohort), True
 
-    def ready(self, rule: Any, scaling: Scaling | None, alone: bool) -> bool:
+    def ready(self, rule: Any, scaling: Scaling | None) -> bool:
         """### False if something is not as it was"""
         if self._counts is None:
             self._counts = Counts(self.cohort)
@@ -143,9 +142,8 @@ class Plan:
                 return False
         if self._watched and ((scaling is not None) != self._scaled or self._may_move(groups)):
             return False
-        alone = len(self.jobs) == 1
         for job in self.jobs:  # noqa: SIM110 - a generator takes its time
-            if not job.ready(rule, scaling, alone):
+            if not job.ready(rule, scaling):
                 return False
         return True
 
@@ -209,7 +207,7 @@ class Stepper:
                 if not plan.run(rule):
                     self._plan = None
                 return
-        except (Unrecordable, NoCompiler, Changed):
+        except (Unrecordable, NoCompiler):
             pass
         self._plan = None
         plan = self._make(rule, scaling)

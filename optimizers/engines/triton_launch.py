@@ -27,7 +27,7 @@ from torch import Tensor
 from optimizers.engines import compiler
 from optimizers.engines.c_kernel import COUNTER
 from optimizers.engines.compiler import NoCompiler
-from optimizers.engines.launch import Changed, Launch, numel, place
+from optimizers.engines.launch import Launch, numel, place
 from optimizers.engines.program import Program
 from optimizers.engines.shard import local
 from optimizers.engines.state import CPU
@@ -68,11 +68,12 @@ class TritonLaunch(Launch):
         with on(self.device):
             # First what may fail. It writes nothing that counts.
             self.fresh.send(place(self.table) + 8 * len(self.params), place(self.row), self.fresh.memory())
-            if self.kernel.step(self.argument):
-                raise Changed
+            self.kernel.step(self.argument)
             if self._blocks:
                 self.function[(self._blocks,)](*self._arguments, BLOCK=BLOCK, **OPTIONS)
-        self._mark_written(state_is_known)
+        self.look.mark()
+        if state_is_known:
+            self.look.mark_states()
 
 
 class Fresh:

@@ -6,11 +6,12 @@ summary: How long the first steps take, where kernels must be compiled and where
 
 # The first step
 
-The first step of a rule compiles its kernel, once per user and machine. Here a process takes a few steps with an empty
+The first step of a rule compiles its kernel, once per user and machine, and the first of all also
+[what looks at the tensors](../engines/c_look.html). Here a process takes a few steps with an empty
 cache, and then another process takes them with what the first has left. A step that compiles nothing leaves the
 cache as it was, file by file.
 
-SGD with momentum compiles twice: in its first step the velocity is made from the gradient, in all others it moves.
+SGD with momentum compiles two kernels: in its first step the velocity is made from the gradient, in all others it moves.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def first_steps(name: str, options: dict[str, Any]) -> list[str]:
             found = {str(path): path.stat().st_mtime_ns for path in Path(folder).rglob("*.so")}
             compiled = len(found.items() - kept.items())
             shown = "  ".join(f"{1e3 * seconds:8.2f}" for seconds in times)
-            lines.append(f"{process + ' process, cache ' + cache:28}{shown}   kernels compiled: {compiled}")
+            lines.append(f"{process + ' process, cache ' + cache:28}{shown}   libraries compiled: {compiled}")
             kept = found
     return lines
 

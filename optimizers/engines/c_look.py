@@ -1,0 +1,282 @@
+r"""
+---
+title: Looking, in C
+summary: A thousand gradients found and compared in the time that Python takes for a hundred.
+---
+
+# Looking, in C
+
+Where there are many small tensors, to look at them takes Python as long as the kernel takes to move them. Most of that
+is the price of asking: for the gradient, its dtype, its strides, its address. Here the same questions are asked
+in C, of all tensors in one call.
+
+torch has C functions for programs that are compiled once and run with its later versions, which tell everything about
+a tensor but its gradient. For that there is a method of its C++ core, which is called by its name in the library.
+Nothing here knows how a tensor lies in memory. Where an object of Python keeps its tensor is found out, by searching
+it for what `Tensor._cdata` says.
+
+Before any of it counts, it is tried on a parameter whose answers are known. If they are wrong, or a function is
+missing (as in torch before 2.9), Python [looks](look.html).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.engines import compiler
+from optimizers.engines.compiler import NoCompiler
+from optimizers.engines.state import CPU
+
+SOURCE = r"""
+#include <stdint.h>
+#include <string.h>
+
+typedef void *object;  /* of Python */
+typedef void *handle;  /* where the pointer to a tensor is */
+
+typedef struct {
+    handle (*grad)(void *tensor);
+    void (*bump_version)(handle);
+    object (*item)(object dictionary, object key);
+    int32_t (*is_defined)(handle, _Bool *);
+    int32_t (*layout)(handle, int32_t *), (*dtype)(handle, int32_t *), (*device_type)(handle, int32_t *);
+    int32_t (*dim)(handle, int64_t *), (*sizes)(handle, int64_t **), (*strides)(handle, int64_t **);
+    int32_t (*data_ptr)(handle, int64_t *);
+} functions;
+
+/* Rows of facts: parameter and gradient in turns, then the tensors of the states, entry by entry. The first `moved`
+   entries are written by kernels that autograd does not know of. */
+typedef struct {
+    const functions *of_torch;
+    int64_t tensors, entries, moved, width;
+    handle *params, *kept;
+    object *states, *names, *objects;
+    int64_t *facts, *grads;
+} look;
+
+enum { DATA, DTYPE, DEVICE, DIM, SIZES, MOST = SIZES + 2 * 64, AHEAD = 16 };
+
+static int is_empty(const int64_t *row) {
+    for (int64_t d = 0; d < row[DIM]; d++) if (row[SIZES + d] == 0) return 1;
+    return 0;
+}
+
+/* All that a kernel relies on. 0 if it could be found out, as of any tensor with memory of its own. */
+static int find_facts(const functions *of, handle tensor, int64_t *row) {
+    _Bool defined;
+    int32_t layout, dtype, device;
+    int64_t *sizes, *strides;
+    if (of->is_defined(tensor, &defined) || !defined || of->layout(tensor, &layout) || layout != 0) return 1;
+    if (of->dtype(tensor, &dtype) || of->device_type(tensor, &device) || of->dim(tensor, row + DIM)) return 1;
+    if (of->sizes(tensor, &sizes) || of->strides(tensor, &strides) || of->data_ptr(tensor, row + DATA)) return 1;
+    row[DTYPE] = dtype;
+    row[DEVICE] = device;
+    memcpy(row + SIZES, sizes, 8 * row[DIM]);
+    memcpy(row + SIZES + row[DIM], strides, 8 * row[DIM]);
+    return row[DATA] == 0 && !is_empty(row);
+}
+
+static int differ(const int64_t *row, const int64_t *known, int64_t from) {
+    return row[DIM] != known[DIM] || memcmp(row + from, known + from, 8 * (SIZES + 2 * row[DIM] - from));
+}
+
+static handle grad_of(const look *l, int64_t i) { return l->of_torch->grad(*(void **)l->params[i]); }
+
+/* Note the facts of now. 0 if all could be found out. */
+int note(const look *l) {
+    int64_t *row = l->facts;
+    for (int64_t i = 0; i < l->tensors; i++, row += 2 * l->width)
+        if (find_facts(l->of_torch, l->params[i], row) || find_facts(l->of_torch, grad_of(l, i), row + l->width))
+            return 1;
+    for (int64_t k = 0; k < l->entries * l->tensors; k++, row += l->width)
+        if (find_facts(l->of_torch, l->kept[k], row)) return 1;
+    return 0;
+}
+
+static void come(const char *object) {
+    for (int line = 0; line < 3; line++) __builtin_prefetch(object + 64 * line);
+}
+
+/* 0 if all parameters and gradients are as they were noted; then the addresses of the gradients are put in place. */
+int gradients_changed(const look *l) {
+    int64_t row[MOST], *known = l->facts;
+    handle grads[AHEAD];
+    for (int64_t begin = 0; begin < l->tensors; begin += AHEAD) {
+        /* The kernel has pushed most of this out of the caches, so let some come at a time. */
+        int64_t end = begin + AHEAD < l->tensors ? begin + AHEAD : l->tensors;
+        for (int64_t i = begin; i < end; i++) come(*(void **)l->params[i]);
+        for (int64_t i = begin; i < end; i++) come(*(void **)(grads[i - begin] = grad_of(l, i)));
+        for (int64_t i = begin; i < end; i++, known += 2 * l->width) {
+            if (find_facts(l->of_torch, l->params[i], row) || differ(row, known, DATA)) return 1;
+            if (find_facts(l->of_torch, grads[i - begin], row) || differ(row, known + l->width, DTYPE)) return 1;
+            l->grads[i] = row[DATA];
+        }
+    }
+    return 0;
+}
+
+/* 0 if the states have the same tensors as before, and they lie where they lay. */
+int states_changed(const look *l) {
+    int64_t row[MOST], *known = l->facts + 2 * l->width * l->tensors;
+    for (int64_t k = 0; k < l->entries; k++)
+        for (int64_t i = 0; i < l->tensors; i++, known += l->width) {
+            int64_t at = k * l->tensors + i;
+            if (l->of_torch->item(l->states[i], l->names[k]) != l->objects[at]) return 1;
+            if (find_facts(l->of_torch, l->kept[at], row) || differ(row, known, DATA)) return 1;
+        }
+    return 0;
+}
+
+/* Tell autograd what is written. */
+int mark(const look *l) {
+    for (int64_t i = 0; i < l->tensors; i++) l->of_torch->bump_version(l->params[i]);
+    return 0;
+}
+
+int mark_states(const look *l) {
+    for (int64_t k = 0; k < l->moved * l->tensors; k++) l->of_torch->bump_version(l->kept[k]);
+    return 0;
+}
+"""
+
+#: Where a row of facts has the sizes.
+SIZES = 4
+
+#: What is asked of a tensor: `functions` in the source, by their names in torch's libraries.
+NAMES = (
+    "_ZNK3c1010TensorImpl4gradEv",
+    "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+    "PyDict_GetItemWithError",
+    "aoti_torch_is_defined",
+    *(f"aoti_torch_get_{what}" for what in ("layout", "dtype", "device_type", "dim", "sizes", "strides", "data_ptr")),
+)
+
+
+class Arguments(ctypes.Structure):
+    """The argument of the C functions, `look` in the source."""
+
+    _fields_ = (
+        ("functions", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("tensors", "entries", "moved", "width")),
+        *((name, ctypes.c_void_p) for name in ("params", "kept", "states", "names", "objects", "facts", "grads")),
+    )
+
+
+@cache
+def of_torch() -> tuple[array[int], int]:
+    """
+    ## What is called in torch: the addresses, and where in Python's object the pointer to its tensor is
+
+    Raises `NoCompiler` where something is missing.
+    """
+    try:
+        library = ctypes.CDLL(torch._C.__file__)
+        found = [getattr(ctypes.pythonapi if name.startswith("Py") else library, name) for name in NAMES]
+    except (OSError, AttributeError) as error:
+        raise NoCompiler(f"torch {torch.__version__} lacks a function: {error}") from None
+    tensor = torch.empty(0, device=CPU)
+    words = range(0, Tensor.__basicsize__ - 7, 8)
+    offsets = [word for word in words if ctypes.c_uint64.from_address(id(tensor) + word).value == tensor._cdata]
+    if len(offsets) != 1:
+        raise NoCompiler(f"where objects keep the tensors of torch {torch.__version__} could not be found out")
+    return array("Q", [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found]), offsets[0]
+
+
+class Questions:
+    """
+    ## The C functions, tried
+
+    Raises `NoCompiler` where they say other than is true.
+    """
+
+    def __init__(self, library: Any) -> None:
+        # Python's objects are asked, so its lock must be held.
+        held = ctypes.PyDLL(library._name, handle=library._handle)
+        self.note, self.mark, self.mark_states = held.note, held.mark, held.mark_states
+        self.gradients_changed, self.states_changed = held.gradients_changed, held.states_changed
+        for function in (self.note, self.mark, self.mark_states, self.gradients_changed, self.states_changed):
+            function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
+        self.table, self.offset = of_torch()
+        with torch.inference_mode(False), CPU:
+            self._try()
+
+    def handle(self, tensor: Tensor) -> int:
+        """Where the object keeps the pointer to its tensor."""
+        return id(tensor) + self.offset
+
+    def _try(self) -> None:
+        param, state, table = torch.zeros(3, 2).t().requires_grad_(), {"m": torch.zeros(2, 3)}, array("Q", [0, 0])
+        param.grad = torch.zeros_like(param)
+        version = param._version
+        look = CLook([param], [state], ("m",), (), table, self)
+        look.mark()
+        wrong = [look.gradients_changed(), look.states_changed()]
+        wrong += [table[1] != param.grad.data_ptr(), param._version != version + 1]
+        param.grad = torch.zeros(2, 3)
+        right = [look.gradients_changed()]
+        param.grad = None
+        state["m"] = torch.zeros(2, 3)
+        right += [look.gradients_changed(), look.states_changed()]
+        if any(wrong) or not all(right):
+            raise NoCompiler("looking in C gives other answers than torch does")
+
+
+class CLook:
+    """
+    ## A look at parameters, gradients and states
+
+    It has what [the look by Python](look.html) has. Raises `NoCompiler` where something can't be looked at from C.
+    """
+
+    gradients_changed: Callable[[], Any]
+    states_changed: Callable[[], Any]
+    mark: Callable[[], Any]
+    mark_states: Callable[[], Any]
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        names: tuple[str, ...],
+        counts: tuple[str, ...],
+        table: array[int],
+        functions: Questions | None = None,
+    ) -> None:
+        if functions is None:
+            of_torch()
+            functions = compiler.load_as(SOURCE, Questions)
+        entries = (*names, *counts)
+        kept = [state[name] for name in entries for state in states]
+        if any(t.is_inference() for t in (*params, *kept)) or any(type(s) is not dict for s in states):
+            raise NoCompiler("tensors made in inference mode have no versions that could be marked")
+        width = SIZES + 2 * max(t.dim() for t in (*params, *kept))
+        places = (
+            array("Q", map(functions.handle, params)),
+            array("Q", map(functions.handle, kept)),
+            *(array("Q", map(id, objects)) for objects in (states, entries, kept)),
+            array("q", bytes(8 * width * (2 * len(params) + len(kept)))),
+        )
+        # What the arrays point to must not go away.
+        self._held = (params, states, entries, kept, places, functions, table)
+        calls, *addresses = (numbers.buffer_info()[0] for numbers in (functions.table, *places))
+        grads = table.buffer_info()[0] + 8 * len(params)
+        self._look = Arguments(calls, len(params), len(entries), len(names), width, *addresses, grads)
+        at = ctypes.addressof(self._look)
+        if functions.note(at):
+            raise NoCompiler("something about the tensors could not be found out from C")
+        # They are called at every step, so without a method between.
+        self.gradients_changed = partial(functions.gradients_changed, at)
+        self.states_changed = partial(functions.states_changed, at)
+        self.mark, self.mark_states = partial(functions.mark, at), partial(functions.mark_states, at)
+        # Of one element a view that is negated later has no gaps by which to tell it.
+        single = [p for p in params if p.numel() == 1]
+        if single:
+            changed = self.gradients_changed
+            self.gradients_changed = lambda: changed() or any(p.grad.is_neg() for p in single if p.grad is not None)
