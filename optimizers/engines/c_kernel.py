@@ -131,6 +131,7 @@ static inline float16 store_float16(float value) { return (float16)value; }
 
 # The launch is laid out by `Launch`. `tables[slot * stride + i]` is the address of tensor i in a slot,
 # `offsets` are the sums of the sizes. Threads share the elements of all tensors evenly, whatever the sizes.
+# A tensor that doesn't step has the size 0 and the row -1.
 _LAUNCH = """
 typedef struct {
     int64_t tensors, stride, cohorts, numbers, counts, threads;
@@ -182,7 +183,8 @@ static int differ(float one, float two) { return one != two && (one == one || tw
 int check(const launch *l) {
     for (int64_t c = 0; c < l->counts; c++)
         for (int64_t i = 0; i < l->tensors; i++)
-            if (differ(*l->cells[c * l->stride + i], (float)l->before[c + l->counts * l->rows[i]])) return 1;
+            if (l->rows[i] >= 0
+                && differ(*l->cells[c * l->stride + i], (float)l->before[c + l->counts * l->rows[i]])) return 1;
     return 0;
 }
 
@@ -190,7 +192,7 @@ int step(const launch *l) {
     move(l);
     for (int64_t c = 0; c < l->counts; c++)
         for (int64_t i = 0; i < l->tensors; i++)
-            *l->cells[c * l->stride + i] = (float)l->after[c + l->counts * l->rows[i]];
+            if (l->rows[i] >= 0) *l->cells[c * l->stride + i] = (float)l->after[c + l->counts * l->rows[i]];
     for (int64_t k = 0; k < l->counts * l->cohorts; k++) l->before[k] = l->after[k];
     return 0;
 }

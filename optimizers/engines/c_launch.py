@@ -15,6 +15,7 @@ import torch
 
 from optimizers.engines import compiler
 from optimizers.engines.c_kernel import c_source
+from optimizers.engines.cohort import Cohort
 from optimizers.engines.launch import Launch
 
 #: Below this number of elements waking a second thread takes longer than it saves.
@@ -41,15 +42,17 @@ def threads() -> int:
 class CLaunch(Launch):
     """## A launch of a C function"""
 
+    takes_absent = True
     printed = staticmethod(c_source)
 
     def _load(self) -> None:
         self.kernel = compiler.load(self.source)
 
-    def _lay_out(self, n: int, rows: int) -> None:
-        super()._lay_out(n, rows)
+    def _arrange(self, cohorts: list[Cohort]) -> None:
+        super()._arrange(cohorts)
         runtime = compiler.openmp()
-        self.parallel = runtime is not None and self.elements >= THREADING_ELEMENTS
+        self.parallel = runtime is not None and self._offsets[-1] >= THREADING_ELEMENTS
+        self.arguments.threads = 1
         if runtime is not None:
             self.arguments.parallel, self.arguments.thread, self.arguments.team = runtime
 

@@ -51,14 +51,16 @@ typedef struct {
     int32_t (*data_ptr)(handle, int64_t *);
 } functions;
 
-/* Rows of facts: parameter and gradient in turns, then the tensors of the states, entry by entry. The first `moved`
-   entries are written by kernels that autograd does not know of. */
+/* `facts` has a row for each parameter and its gradient in turns, then for the tensors of the states, entry by entry.
+   The first `moved` entries are written by kernels; the others are counts. A parameter that has no gradient, and so
+   doesn't step, has a negative number in `rows`. */
 typedef struct {
     const functions *of_torch;
     int64_t tensors, entries, moved, width;
     handle *params, *kept;
     object *states, *names, *objects;
     int64_t *facts, *grads;
+    const int32_t *rows;
 } look;
 
 enum { DATA, DTYPE, DEVICE, DIM, SIZES, MOST = SIZES + 2 * 64, AHEAD = 16 };
@@ -68,12 +70,19 @@ static int is_empty(const int64_t *row) {
     return 0;
 }
 
-/* All that a kernel relies on. 0 if it could be found out, as of any tensor with memory of its own. */
-static int find_facts(const functions *of, handle tensor, int64_t *row) {
+static int is_defined(const look *l, handle tensor) {
     _Bool defined;
+    return l->of_torch->is_defined(tensor, &defined) == 0 && defined;
+}
+
+static handle grad_of(const look *l, int64_t i) { return l->of_torch->grad(*(void **)l->params[i]); }
+
+/* All that a kernel relies on. 0 if it could be found out, as of any tensor with memory of its own. */
+static int find_facts(const look *l, handle tensor, int64_t *row) {
+    const functions *of = l->of_torch;
     int32_t layout, dtype, device;
     int64_t *sizes, *strides;
-    if (of->is_defined(tensor, &defined) || !defined || of->layout(tensor, &layout) || layout != 0) return 1;
+    if (of->layout(tensor, &layout) || layout != 0) return 1;
     if (of->dtype(tensor, &dtype) || of->device_type(tensor, &device) || of->dim(tensor, row + DIM)) return 1;
     if (of->sizes(tensor, &sizes) || of->strides(tensor, &strides) || of->data_ptr(tensor, row + DATA)) return 1;
     row[DTYPE] = dtype;
@@ -83,20 +92,38 @@ static int find_facts(const functions *of, handle tensor, int64_t *row) {
     return row[DATA] == 0 && !is_empty(row);
 }
 
-static int differ(const int64_t *row, const int64_t *known, int64_t from) {
-    return row[DIM] != known[DIM] || memcmp(row + from, known + from, 8 * (SIZES + 2 * row[DIM] - from));
+/* 0 if the facts are those that were noted, from one on. */
+static int differs(const look *l, handle tensor, const int64_t *known, int64_t from, int64_t *address) {
+    int64_t row[MOST];
+    if (find_facts(l, tensor, row) || row[DIM] != known[DIM]) return 1;
+    *address = row[DATA];
+    return memcmp(row + from, known + from, 8 * (SIZES + 2 * row[DIM] - from)) != 0;
 }
 
-static handle grad_of(const look *l, int64_t i) { return l->of_torch->grad(*(void **)l->params[i]); }
+/* 0 if a parameter and its gradient are as they were noted; then the address of the gradient is put in its place. */
+static int pair_differs(const look *l, int64_t i, handle grad) {
+    int64_t *known = l->facts + 2 * l->width * i, address;
+    return differs(l, l->params[i], known, DATA, &address)
+        || differs(l, grad, known + l->width, DTYPE, l->grads + i);
+}
 
-/* Note the facts of now. 0 if all could be found out. */
+static int note_facts(const look *l, handle tensor, int64_t *known) {
+    int64_t row[MOST];
+    if (find_facts(l, tensor, row) || SIZES + 2 * row[DIM] > l->width) return 1;
+    memcpy(known, row, 8 * (SIZES + 2 * row[DIM]));
+    return 0;
+}
+
+/* Note the facts of now. 0 if all could be found out. A gradient that is missing will be as its parameter. */
 int note(const look *l) {
-    int64_t *row = l->facts;
-    for (int64_t i = 0; i < l->tensors; i++, row += 2 * l->width)
-        if (find_facts(l->of_torch, l->params[i], row) || find_facts(l->of_torch, grad_of(l, i), row + l->width))
-            return 1;
-    for (int64_t k = 0; k < l->entries * l->tensors; k++, row += l->width)
-        if (find_facts(l->of_torch, l->kept[k], row)) return 1;
+    int64_t *known = l->facts;
+    for (int64_t i = 0; i < l->tensors; i++, known += 2 * l->width) {
+        handle grad = grad_of(l, i);
+        if (note_facts(l, l->params[i], known)) return 1;
+        if (note_facts(l, is_defined(l, grad) ? grad : l->params[i], known + l->width)) return 1;
+    }
+    for (int64_t k = 0; k < l->entries * l->tensors; k++, known += l->width)
+        if (note_facts(l, l->kept[k], known)) return 1;
     return 0;
 }
 
@@ -104,44 +131,57 @@ static void come(const char *object) {
     for (int line = 0; line < 3; line++) __builtin_prefetch(object + 64 * line);
 }
 
-/* 0 if all parameters and gradients are as they were noted; then the addresses of the gradients are put in place. */
+/* 0 if the same parameters as before have gradients, and all are as they were noted. */
 int gradients_changed(const look *l) {
-    int64_t row[MOST], *known = l->facts;
     handle grads[AHEAD];
     for (int64_t begin = 0; begin < l->tensors; begin += AHEAD) {
         /* The kernel has pushed most of this out of the caches, so let some come at a time. */
         int64_t end = begin + AHEAD < l->tensors ? begin + AHEAD : l->tensors;
         for (int64_t i = begin; i < end; i++) come(*(void **)l->params[i]);
         for (int64_t i = begin; i < end; i++) come(*(void **)(grads[i - begin] = grad_of(l, i)));
-        for (int64_t i = begin; i < end; i++, known += 2 * l->width) {
-            if (find_facts(l->of_torch, l->params[i], row) || differ(row, known, DATA)) return 1;
-            if (find_facts(l->of_torch, grads[i - begin], row) || differ(row, known + l->width, DTYPE)) return 1;
-            l->grads[i] = row[DATA];
+        for (int64_t i = begin; i < end; i++) {
+            int steps = is_defined(l, grads[i - begin]);
+            if (steps != (l->rows[i] >= 0) || (steps && pair_differs(l, i, grads[i - begin]))) return 1;
         }
     }
     return 0;
 }
 
+/* Find out which parameters have gradients now, and what all counts are. 0 if nothing else has changed. */
+int find_present(const look *l, int8_t *present, float *counts) {
+    for (int64_t i = 0; i < l->tensors; i++) {
+        handle grad = grad_of(l, i);
+        present[i] = is_defined(l, grad);
+        if (present[i] && pair_differs(l, i, grad)) return 1;
+    }
+    const int64_t *row = l->facts + (2 + l->moved) * l->width * l->tensors;
+    for (int64_t k = 0; k < (l->entries - l->moved) * l->tensors; k++, row += l->width) counts[k] = *(float *)row[DATA];
+    return 0;
+}
+
 /* 0 if the states have the same tensors as before, and they lie where they lay. */
 int states_changed(const look *l) {
-    int64_t row[MOST], *known = l->facts + 2 * l->width * l->tensors;
+    int64_t *known = l->facts + 2 * l->width * l->tensors, address;
     for (int64_t k = 0; k < l->entries; k++)
         for (int64_t i = 0; i < l->tensors; i++, known += l->width) {
             int64_t at = k * l->tensors + i;
             if (l->of_torch->item(l->states[i], l->names[k]) != l->objects[at]) return 1;
-            if (find_facts(l->of_torch, l->kept[at], row) || differ(row, known, DATA)) return 1;
+            if (differs(l, l->kept[at], known, DATA, &address)) return 1;
         }
     return 0;
 }
 
 /* Tell autograd what is written. */
-int mark(const look *l) {
-    for (int64_t i = 0; i < l->tensors; i++) l->of_torch->bump_version(l->params[i]);
+static int bump_versions(const look *l, const handle *tensors) {
+    for (int64_t i = 0; i < l->tensors; i++)
+        if (l->rows[i] >= 0) l->of_torch->bump_version(tensors[i]);
     return 0;
 }
 
+int mark(const look *l) { return bump_versions(l, l->params); }
+
 int mark_states(const look *l) {
-    for (int64_t k = 0; k < l->moved * l->tensors; k++) l->of_torch->bump_version(l->kept[k]);
+    for (int64_t k = 0; k < l->moved; k++) bump_versions(l, l->kept + k * l->tensors);
     return 0;
 }
 """
@@ -165,7 +205,8 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         ("functions", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("tensors", "entries", "moved", "width")),
-        *((name, ctypes.c_void_p) for name in ("params", "kept", "states", "names", "objects", "facts", "grads")),
+        *((name, ctypes.c_void_p) for name in ("params", "kept", "states", "names", "objects")),
+        *((name, ctypes.c_void_p) for name in ("facts", "grads", "rows")),
     )
 
 
@@ -201,8 +242,10 @@ class Questions:
         held = ctypes.PyDLL(library._name, handle=library._handle)
         self.note, self.mark, self.mark_states = held.note, held.mark, held.mark_states
         self.gradients_changed, self.states_changed = held.gradients_changed, held.states_changed
+        self.find_present = held.find_present
         for function in (self.note, self.mark, self.mark_states, self.gradients_changed, self.states_changed):
             function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
+        self.find_present.argtypes, self.find_present.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
         self.table, self.offset = of_torch()
         with torch.inference_mode(False), CPU:
             self._try()
@@ -215,7 +258,7 @@ class Questions:
         param, state, table = torch.zeros(3, 2).t().requires_grad_(), {"m": torch.zeros(2, 3)}, array("Q", [0, 0])
         param.grad = torch.zeros_like(param)
         version = param._version
-        look = CLook([param], [state], ("m",), (), table, self)
+        look = CLook([param], [state], ("m",), (), table, array("i", [0]), self)
         look.mark()
         wrong = [look.gradients_changed(), look.states_changed()]
         wrong += [table[1] != param.grad.data_ptr(), param._version != version + 1]
@@ -247,6 +290,7 @@ class CLook:
         names: tuple[str, ...],
         counts: tuple[str, ...],
         table: array[int],
+        rows: array[int],
         functions: Questions | None = None,
     ) -> None:
         if functions is None:
@@ -264,10 +308,11 @@ class CLook:
             array("q", bytes(8 * width * (2 * len(params) + len(kept)))),
         )
         # What the arrays point to must not go away.
-        self._held = (params, states, entries, kept, places, functions, table)
-        calls, *addresses = (numbers.buffer_info()[0] for numbers in (functions.table, *places))
-        grads = table.buffer_info()[0] + 8 * len(params)
-        self._look = Arguments(calls, len(params), len(entries), len(names), width, *addresses, grads)
+        self._held = (params, states, entries, kept, places, functions, table, rows)
+        calls, first, *addresses = (numbers.buffer_info()[0] for numbers in (functions.table, table, *places, rows))
+        addresses.insert(-1, first + 8 * len(params))
+        self._look = Arguments(calls, len(params), len(entries), len(names), width, *addresses)
+        self._counted = len(counts) * len(params)
         at = ctypes.addressof(self._look)
         if functions.note(at):
             raise NoCompiler("something about the tensors could not be found out from C")
@@ -275,8 +320,20 @@ class CLook:
         self.gradients_changed = partial(functions.gradients_changed, at)
         self.states_changed = partial(functions.states_changed, at)
         self.mark, self.mark_states = partial(functions.mark, at), partial(functions.mark_states, at)
+        self._find_present = partial(functions.find_present, at)
         # Of one element a view that is negated later has no gaps by which to tell it.
-        single = [p for p in params if p.numel() == 1]
-        if single:
+        self._single = [p for p in params if p.numel() == 1]
+        if self._single:
             changed = self.gradients_changed
-            self.gradients_changed = lambda: changed() or any(p.grad.is_neg() for p in single if p.grad is not None)
+            self.gradients_changed = lambda: changed() or self._is_some_negated()
+
+    def _is_some_negated(self) -> bool:
+        return any(p.grad is not None and p.grad.is_neg() for p in self._single)
+
+    def find_present(self) -> tuple[array[int], array[float]] | None:
+        """
+        ### Which parameters have gradients now, and what the counts are, entry by entry; None if more has changed
+        """
+        present, counts = array("b", bytes(self._look.tensors)), array("f", bytes(4 * self._counted))
+        changed = self._find_present(present.buffer_info()[0], counts.buffer_info()[0])
+        return None if changed or self._is_some_negated() else (present, counts)

@@ -39,6 +39,8 @@ class Cohort:
     * `obstacle` says why no kernel can take them, or is empty. `sparse` gradients are one reason, `shared` memory is
       another. `tensor_hypers` says that some hyper-parameter is a tensor.
     * `on_device` says that the numbers are those of the device: the scalars are not known here, and may differ.
+    * `absent` says that they have no gradients at the moment, so they don't step. When they have, they step as the
+      others do.
     """
 
     group: int
@@ -51,6 +53,7 @@ class Cohort:
     shared: bool
     tensor_hypers: bool
     on_device: bool = False
+    absent: bool = False
     params: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,41 +70,50 @@ def gather(rule: Any, dry: bool = False, on_device: Callable[[Any, Tensor], bool
 
     Raises `RuntimeError` for a sparse gradient where the rule can't take one. New parameters get their state,
     which `adopt` puts in its place. A `dry` run is for looking: every parameter counts as having a gradient.
-    `on_device` tells of a group and a parameter whether its numbers are the device's.
+    `on_device` tells of a group and a parameter whether its numbers are the device's. Last come the cohorts that are
+    `absent`.
     """
     cohorts: dict[Any, Cohort] = {}
-    active = [(i, p) for i, g in enumerate(rule.param_groups) for p in g["params"] if dry or p.grad is not None]
+    everyone = [(i, p) for i, g in enumerate(rule.param_groups) for p in g["params"]]
+    active = [(i, p) for i, p in everyone if dry or p.grad is not None]
     if rule.sparse_error and any(p.grad is not None and p.grad.is_sparse for _, p in active):
         raise RuntimeError(rule.sparse_error)
     shared = _share_memory([p for _, p in active])
+    waiting = [] if len(active) == len(everyone) else [(i, p) for i, p in everyone if p.grad is None]
+    if waiting and _share_memory([p for _, p in everyone]):
+        waiting = []
     # A parameter may be there twice (torch warns of it). It then steps twice, with one state.
     states = states_of(rule)
     met: dict[int, list[dict[str, Any]]] = {}
-    for index, param in active:
+    for index, param in (*active, *waiting):
+        absent = not dry and param.grad is None
         group, grad = rule.param_groups[index], param if param.grad is None else param.grad
         turns = met.setdefault(id(param), [])
         state = turns[0] if turns else states.get(param)
         if not state:
-            state = (imagined_state if dry else new_state)(rule, group, param)
+            # Whoever has never stepped has none yet.
+            state = {} if absent else (imagined_state if dry else new_state)(rule, group, param)
         turns.append(state)
         tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in rule.scalar_state}
         obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
+        if absent and obstacle:
+            continue
         there = on_device is not None and not obstacle and on_device(group, param)
         if not (dry and there):
             settle_scalars(rule, state, param.device if there else CPU)
         # To ask a device for a number is to wait for it.
         known = {} if there else state
-        scalars = {name: _number(known.get(name, 0.0), name) for name in rule.scalar_state if name in state}
+        scalars = {name: as_number(name, known.get(name, 0.0)) for name in rule.scalar_state if name in state}
         others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
         dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
         mesh = (placed(param) or (None,))[0]
         memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout, mesh)
         kind = (*memory, obstacle, dtypes, tuple(scalars), repr(others), there)
-        key = (index, tuple(scalars.items()), kind, len(turns))
+        key = (index, tuple(scalars.items()), kind, len(turns), absent)
         if key not in cohorts:
             tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
-            key_parts = (tuple(tensors), scalars, others, obstacle, grad.is_sparse, shared, tensor_hypers, there)
-            cohorts[key] = Cohort(index, kind, *key_parts)
+            about = (obstacle, grad.is_sparse, shared, tensor_hypers, there, absent)
+            cohorts[key] = Cohort(index, kind, tuple(tensors), scalars, others, *about)
         cohorts[key].params.append(param)
         cohorts[key].states.append(state)
     return list(cohorts.values())
@@ -140,7 +152,8 @@ def _has_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(v, Tensor) for v in value))
 
 
-def _number(value: Any, name: str) -> float:
+def as_number(name: str, value: Any) -> float:
+    """A scalar of a state as the rule gets it: a count is whole."""
     number = value.item() if isinstance(value, Tensor) else value
     return int(number) if name == "step" else float(number)
 
@@ -183,6 +196,8 @@ def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool
             return f"the {what} has strides {tensor.stride()}, the parameter has {param.stride()}"
         if tensor.is_neg() or tensor.is_conj():
             return f"the {what} is a lazily negated or conjugated view"
+        if tensor._is_zerotensor():
+            return f"the {what} is of zeros that lie nowhere"
         if tensor.device != param.device and not dry:
             return f"the {what} is on {tensor.device}"
     if compute_dtype(param) not in (torch.float32, torch.float64):

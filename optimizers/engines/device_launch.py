@@ -30,7 +30,7 @@ from torch import Tensor
 
 from optimizers.engines.cohort import Cohort
 from optimizers.engines.device_numbers import NUMBERS_BLOCK, Reading, is_restless, numbers_source, read, signature
-from optimizers.engines.launch import numel, place, slots_of
+from optimizers.engines.launch import place, slots_of
 from optimizers.engines.program import Unrecordable
 from optimizers.engines.scaling import Scaling
 from optimizers.engines.shard import local
@@ -69,6 +69,7 @@ class DeviceJob:
         self.launches = [DeviceLaunch(rule, readings[key], some, dry) for key, some in together.items()]
         self._signatures = [signature for *_, signature in together]
         self.cohorts = [cohort for launch in self.launches for cohort in launch.cohorts]
+        self.params = [param for launch in self.launches for param in launch.params]
         self.grows = any(launch.program.new_state for launch in self.launches)
 
     def ready(self, rule: Any, scaling: Scaling | None) -> bool:
@@ -128,11 +129,10 @@ class DeviceLaunch(TritonLaunch):
         functions = load(self.source)
         self.function, self._calculate = functions["step"], functions["calculate"]
 
-    def _lay_out(self, n: int, rows: int) -> None:
+    def _lay_out(self) -> None:
+        n, rows = len(self.params), len(self.cohorts)
         self.device = device = local(self.params[0]).device
-        self.sizes, self._blocks = [numel(p) for p in self.params], 0
         width, columns = self.reading.width, self.reading.columns
-        self.table = array("Q", [at for slot in self.addresses for at in slot])
         self.row = array("d", [0.0] * rows * len(columns))
         self._put = Struct("".join("d" if c.dtype is None else "Q" for c in columns) * rows).pack_into
         groups = [k * len(columns) for k, cohort in enumerate(self.cohorts) for _ in cohort.params]

@@ -19,6 +19,8 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from optimizers.engines.c_launch import CLaunch
 from optimizers.engines.cohort import Cohort, as_stored, wish
 from optimizers.engines.launch import Launch
@@ -62,30 +64,46 @@ class FusedJob:
         first = cohorts[0]
         leaves = ("param", "grad", *first.names)
         self.tape = tapes.setdefault(leaves, Tape(leaves))
-        self.cohorts = cohorts
         self._groups, self._wish = sorted({cohort.group for cohort in cohorts}), wish(rule, first)
         self._view = self.tape.state(first.others)
         self._names = tuple(first.scalars)
-        self._traceable = len(cohorts) >= TRACED_COHORTS and self._names in ((), ("step",))
         self._only_count = self._names == ("step",)
-        self._now = [c.scalars[name] for c in cohorts for name in self._names]
+        self._take(cohorts)
         nodes, numbers, _ = self._read(rule, scale)
         try:
             array("d", numbers)
         except (TypeError, ValueError, RuntimeError) as error:
             raise Unrecordable(f"a number of the rule is not one: {error}") from error
-        # Cohorts whose readings agree share a launch, so they must lie side by side.
-        order = sorted(range(len(cohorts)), key=lambda i: nodes.index(nodes[i]))
-        self.cohorts = [cohorts[i] for i in order]
-        self._now = [c.scalars[name] for c in self.cohorts for name in self._names]
-        self.nodes = [nodes[i] for i in order]
+        # Cohorts whose readings agree share a launch.
+        together: dict[Node, list[Cohort]] = {}
+        for absent in (False, True):
+            for node, cohort in zip(nodes, cohorts, strict=True):
+                if cohort.absent == absent and (node in together or not absent):
+                    together.setdefault(node, []).append(cohort)
         self.launches, make = [], launcher(first)
+        for node, some in together.items():
+            stepping, absent_ones = ([c for c in some if c.absent == absent] for absent in (False, True))
+            self.launches.append(make(rule, self.tape.program(node), stepping, dry, absent_ones))
+        self._nodes = list(together)
+        self._take_launches()
         #: The cohorts whose numbers could be the device's.
         self.movable = self.cohorts if make.has_numbers else []
-        for node in dict.fromkeys(self.nodes):
-            together = [c for c, n in zip(self.cohorts, self.nodes, strict=True) if n is node]
-            self.launches.append(make(rule, self.tape.program(node), together, dry))
         self.grows = any(launch.program.new_state for launch in self.launches)
+
+    def _take(self, cohorts: list[Cohort]) -> None:
+        self.cohorts = cohorts
+        self._traceable = len(cohorts) >= TRACED_COHORTS and self._names in ((), ("step",))
+        self._now = [c.scalars[name] for c in cohorts for name in self._names]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """### The parameters that step, and those that will when they have gradients"""
+        return [param for launch in self.launches for param in launch.params]
+
+    def _take_launches(self) -> None:
+        self._take([cohort for launch in self.launches for cohort in launch.cohorts])
+        by_launch = zip(self._nodes, self.launches, strict=True)
+        self.nodes = [node for node, launch in by_launch for _ in launch.cohorts]
 
     def _read(self, rule: Any, scale: float | None) -> tuple[list[Node], list[Any], list[float]]:
         """
@@ -199,16 +217,25 @@ class FusedJob:
             group = groups[index]
             if group["foreach"] is not foreach or group["fused"] is not fused:
                 return False
+        known, launches, others_step = rule._state_is_known, self.launches, False
+        for launch in launches:
+            if known and launch.look.states_changed():
+                return False
+            if launch.look.gradients_changed():
+                others_step = True
+        if others_step:
+            if not all(launch.regroup() for launch in launches):
+                return False
+            self._take_launches()
         nodes, numbers, self._after = self._read(rule, None if scaling is None else scaling.number)
         if nodes != self.nodes:
             return False
-        known, launches = rule._state_is_known, self.launches
         if len(launches) == 1:
-            return launches[0].ready(known, numbers, self._after)
+            return launches[0].ready(numbers, self._after)
         at = row = 0
         for launch in launches:
             end, last = at + len(launch.cohorts) * launch.numbers, row + len(launch.cohorts) * len(self._names)
-            if not launch.ready(known, numbers[at:end], self._after[row:last]):
+            if not launch.ready(numbers[at:end], self._after[row:last]):
                 return False
             at, row = end, last
         return True

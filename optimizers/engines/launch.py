@@ -19,6 +19,8 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from copy import copy
+from itertools import accumulate
 from struct import Struct
 from typing import Any
 
@@ -26,8 +28,8 @@ import torch
 from torch import Tensor
 
 from optimizers.engines import compiler
-from optimizers.engines.cohort import Cohort, states_of
-from optimizers.engines.look import look_at
+from optimizers.engines.cohort import Cohort, as_number, states_of
+from optimizers.engines.look import Unseen, look_at
 from optimizers.engines.program import Program, Unrecordable
 from optimizers.engines.shard import local
 from optimizers.engines.state import compute_dtype, real_dtype
@@ -56,17 +58,21 @@ class Launch:
     #: How many kernels there are: one moves all tensors, and another may calculate before it.
     kernels = 1
 
+    #: Whether parameters may be laid out that have no gradient at the moment.
+    takes_absent = False
+
     #: A function `check` that looks at the counts, and a function `step` that advances them, of the address of the
     #: arguments.
     kernel: compiler.Kernel
 
-    def __init__(self, rule: Any, program: Program, cohorts: list[Cohort], dry: bool) -> None:
+    def __init__(
+        self, rule: Any, program: Program, cohorts: list[Cohort], dry: bool, absent: Sequence[Cohort] = ()
+    ) -> None:
         self.program, self.cohorts = program, cohorts
         self.params = [p for c in cohorts for p in c.params]
-        self.states = [s for c in cohorts for s in c.states]
-        self.names = program.leaves[2:]
-        self.numbers = program.numbers
-        self.elements = sum(map(numel, self.params))
+        # What is added to a state is added to those that step.
+        self._absent = list(absent) if self.takes_absent and not program.new_state else []
+        self._names, self.numbers = program.leaves[2:], program.numbers
         title = type(rule).__name__
         self.source = self._print(title)
         self.kernel_name = f"{title}_{compiler.short_name(self.source)}"
@@ -95,7 +101,10 @@ class Launch:
 
     def _locate(self) -> None:
         """### Note where everything lies, and lay out the arguments of the kernel"""
-        params, states, names = self.params, self.states, self.names
+        self._homes = [c for c in (*self.cohorts, *self._absent) for _ in c.params]
+        self.params = params = [p for c in (*self.cohorts, *self._absent) for p in c.params]
+        self.states = states = [s for c in (*self.cohorts, *self._absent) for s in c.states]
+        self.sizes, names = list(map(numel, params)), self._names
         self.new_state = {name: [_like(p) for p in params] for name in self.program.new_state}
         self.counts = tuple(self.cohorts[0].scalars)
         self.scalar_tensors = [s[name] for name in self.counts for s in states]
@@ -105,38 +114,68 @@ class Launch:
         self.addresses = [list(map(address, params)), [0] * len(params)]
         self.addresses += [[address(s[name]) for s in states] for name in names]
         self.addresses += [list(map(address, tensors)) for tensors in self.new_state.values()]
-        self._lay_out(len(params), len(self.cohorts))
-        self.look = look_at(params, states, names, self.counts, self.table)
-
-    def _lay_out(self, n: int, rows: int) -> None:
-        offsets = array("q", [0])
-        for param in self.params:
-            offsets.append(offsets[-1] + numel(param))
-        #: The row of numbers of each tensor.
-        self.of_tensor = array("i", [row for row, c in enumerate(self.cohorts) for _ in c.params])
-        cells = array("Q", map(Tensor.data_ptr, self.scalar_tensors))
-        before = [float(c.scalars[name]) for c in self.cohorts for name in self.counts]
         #: The addresses, of which those of the gradients are put in their place at each step.
         self.table = array("Q", [at for slot in self.addresses for at in slot])
+        #: The row of numbers of each tensor; a negative number if it doesn't step.
+        self.of_tensor = array("i", [row for row, c in enumerate(self.cohorts) for _ in c.params])
+        self.of_tensor.extend([-1] * (len(params) - len(self.of_tensor)))
+        self._lay_out()
+        try:
+            self.look = look_at(params, states, names, self.counts, self.table, self.of_tensor)
+        except Unseen:
+            self._absent = []
+            self._locate()
+
+    def _lay_out(self) -> None:
+        """### The arguments of the kernel"""
+        n = len(self.params)
+        self._offsets, self._cells = array("q", bytes(8 * n + 8)), array("Q", map(Tensor.data_ptr, self.scalar_tensors))
+        self.arguments = Arguments(n, n, 0, self.numbers, len(self.counts), 1)
+        arrays = (self.table, self._offsets, self.of_tensor, self._cells)
+        for name, numbers in zip(("tables", "offsets", "rows", "cells"), arrays, strict=True):
+            setattr(self.arguments, name, place(numbers))
+        self.argument = ctypes.addressof(self.arguments)
+        self._arrange(self.cohorts)
+
+    def _arrange(self, cohorts: list[Cohort]) -> None:
+        """### The rows of numbers, and the sizes of the tensors that step"""
+        rows, before = len(cohorts), [float(c.scalars[name]) for c in cohorts for name in self.counts]
+        sizes = (size if row >= 0 else 0 for size, row in zip(self.sizes, self.of_tensor, strict=True))
+        self._offsets[:] = array("q", accumulate(sizes, initial=0))
         #: The numbers of the rule, then the scalars after the step. An array of nothing would lie nowhere.
-        self.row = array("d", [0.0] * rows * self.numbers + before + [0.0])
+        self.row, self._before = array("d", [0.0] * rows * self.numbers + before + [0.0]), array("d", [*before, 0.0])
         self._put_numbers = Struct(f"{len(self.row) - 1}d").pack_into
-        self._arrays = (offsets, cells, array("d", before))
-        self.arguments = a = Arguments(n, n, rows, self.numbers, len(self.counts), 1)
-        a.tables, a.offsets, a.rows, a.cells = map(place, (self.table, offsets, self.of_tensor, cells))
-        a.before, a.scalars = place(self._arrays[-1]), place(self.row)
-        a.after = a.scalars + 8 * rows * self.numbers
-        self.argument = ctypes.addressof(a)
+        self.cohorts, self.arguments.cohorts = cohorts, rows
+        self.arguments.before, self.arguments.scalars = place(self._before), place(self.row)
+        self.arguments.after = place(self.row) + 8 * rows * self.numbers
 
-    def ready(self, state_is_known: bool, numbers: list[Any], after: list[float]) -> bool:
+    def regroup(self) -> bool:
         """
-        ### Look whether all is as it was, and take what is new: gradients and numbers
+        ### Step the parameters that have gradients now, each with its own count
 
-        Nobody but the engines can have changed states that are not known outside of them.
+        False if something else has changed. Then everything must be laid out anew.
         """
-        look = self.look
-        if (state_is_known and look.states_changed()) or look.gradients_changed():
+        found = self.look.find_present() if self.takes_absent else None
+        if found is None:
             return False
+        present, counts = found
+        together: dict[Any, list[int]] = {}
+        for i, (here, home) in enumerate(zip(present, self._homes, strict=True)):
+            if here:
+                together.setdefault((home.group, *counts[i :: len(present)]), []).append(i)
+        cohorts, self.of_tensor[:] = [], array("i", [-1]) * len(present)
+        for row, ((_, *values), members) in enumerate(together.items()):
+            scalars = {name: as_number(name, value) for name, value in zip(self.counts, values, strict=True)}
+            cohorts.append(cohort := copy(self._homes[members[0]]))
+            cohort.scalars, cohort.absent = scalars, False
+            cohort.params, cohort.states = [self.params[i] for i in members], [self.states[i] for i in members]
+            for i in members:
+                self.of_tensor[i] = row
+        self._arrange(cohorts)
+        return True
+
+    def ready(self, numbers: list[Any], after: list[float]) -> bool:
+        """### Take the numbers of this step. False if a count is not what it is taken for"""
         try:
             self._put_numbers(self.row, 0, *numbers, *after)
         except Exception as error:

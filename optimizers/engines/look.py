@@ -37,26 +37,34 @@ _log = logging.getLogger("optimizers")
 _told: set[str] = set()
 
 
+class Unseen(Exception):
+    """Parameters without gradients can't be looked at."""
+
+
 def look_at(
     params: list[Tensor],
     states: list[dict[str, Any]],
     names: tuple[str, ...],
     counts: tuple[str, ...],
     table: array[int],
+    rows: array[int],
 ) -> CLook | Look:
     """
     ## What looks at these tensors from now on
 
     `names` are the tensors in the states, and `counts` the numbers. The addresses of the gradients are put in the
-    table behind those of the parameters.
+    table behind those of the parameters. A parameter that has no gradient at the moment has a negative number in
+    `rows`. Raises `Unseen` where there are such, and Python has to look.
     """
     if not is_distributed(params[0]) and not params[0].is_complex():
         try:
-            return CLook(params, states, names, counts, table)
+            return CLook(params, states, names, counts, table, rows)
         except NoCompiler as error:
             if str(error) not in _told:
                 _told.add(str(error))
                 _log.info("gradients are looked at by Python, which takes longer: %s", error)
+    if min(rows) < 0:
+        raise Unseen
     return Look(params, states, names, counts, table)
 
 
@@ -65,7 +73,7 @@ class Look:
     ## A look at parameters, gradients and states, by Python
 
     What it knows is how they were when it was made. `gradients_changed` and `states_changed` say whether something is
-    not as it was. `mark` and `mark_states` tell autograd what is written.
+    not as it was. `mark` and `mark_states` tell autograd what is written. All parameters must have gradients.
     """
 
     def __init__(
@@ -83,6 +91,9 @@ class Look:
         self._written = [*params, *map(local, params)] if distributed else params
         self._tensors = [state[name] for name in names for state in states]
         self._table, self._put = table, Struct(f"{len(params)}Q").pack_into
+
+    def find_present(self) -> None:
+        """### Which parameters have gradients; that takes a new plan"""
 
     def gradients_changed(self) -> bool:
         """### Look at parameters and gradients, and put the addresses of the gradients in their place"""
@@ -126,7 +137,7 @@ def _gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
     The function gives the addresses of the gradients. It may raise `AttributeError`, `TypeError` or `RuntimeError`
     where a gradient is missing or sparse.
     """
-    checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel"]
+    checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel", "grad._is_zerotensor()"]
     parts = list(map(local, params))
     # Asking whether a tensor is contiguous is quicker than asking for its strides.
     contiguous = all(p.is_contiguous() for p in parts)

@@ -70,6 +70,8 @@ def report_of(rule: str, jobs: Sequence[Any]) -> Report:
         for launch in getattr(job, "launches", [None]):
             cohorts = job.cohorts if launch is None else launch.cohorts
             tensors = [p for cohort in cohorts for p in cohort.params]
+            if not tensors:
+                continue
             entries.append(
                 Entry(
                     reader=job.reader,

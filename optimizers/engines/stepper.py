@@ -50,7 +50,7 @@ class EagerJob:
         self._counts: Counts | None = None
         self._scale: float | None = None
         self._wish = wish(rule, cohort)
-        self._tape, self._readable = tape_of(cohort), True
+        self.params, self._tape, self._readable = cohort.params, tape_of(cohort), True
 
     def ready(self, rule: Any, scaling: Scaling | None) -> bool:
         """### False if something is not as it was"""
@@ -122,7 +122,7 @@ class Plan:
         # Steps with numbers of the host can't go into a graph of this device.
         self._not_in_graphs_of, self._why_host = next((d for d in devices if d.type == "cuda"), None), why_host
         self._params = [p for g in rule.param_groups for p in g["params"]]
-        stepping = {id(p) for job in jobs for cohort in job.cohorts for p in cohort.params}
+        stepping = {id(p) for job in jobs for p in job.params}
         self._idle = [p for p in self._params if id(p) not in stepping]
         self._states = list(states_of(rule).values())
 
@@ -227,12 +227,15 @@ class Stepper:
         if not dry:
             adopt(rule, cohorts)
         jobs: list[FusedJob | EagerJob] = []
-        for together in _together(rule, cohorts):
+        for everyone in _together(rule, cohorts):
+            together = [cohort for cohort in everyone if not cohort.absent]
+            if not together:
+                continue
             group, reason = rule.param_groups[together[0].group], _unwanted(rule.param_groups[together[0].group])
             reason = reason or together[0].obstacle
             if not reason:
                 try:
-                    jobs.append(self._fused(rule, together, scaling, dry))
+                    jobs.append(self._fused(rule, everyone, scaling, dry))
                     continue
                 except (Unrecordable, NoCompiler) as error:
                     reason = str(error)
@@ -255,7 +258,7 @@ class Stepper:
         from optimizers.engines.device_launch import DeviceJob
 
         scaled = scaling is not None and scaling.grad_scale is not None
-        return DeviceJob(rule, cohorts, self._readings, scaled, dry)
+        return DeviceJob(rule, [c for c in cohorts if not c.absent], self._readings, scaled, dry)
 
     def _is_on_device(self, scaled: bool, group: dict[str, Any], param: Tensor) -> bool:
         """### Whether the numbers of a step are the device's: for a graph, AMP, or a learning rate that is there"""

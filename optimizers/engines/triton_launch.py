@@ -27,7 +27,7 @@ from torch import Tensor
 from optimizers.engines import compiler
 from optimizers.engines.c_kernel import COUNTER
 from optimizers.engines.compiler import NoCompiler
-from optimizers.engines.launch import Launch, numel, place
+from optimizers.engines.launch import Launch, place
 from optimizers.engines.program import Program
 from optimizers.engines.shard import local
 from optimizers.engines.state import CPU
@@ -51,10 +51,10 @@ class TritonLaunch(Launch):
         self.kernel = compiler.load(COUNTER)
         self.function = load(self.source)["step"]
 
-    def _lay_out(self, n: int, rows: int) -> None:
-        super()._lay_out(n, rows)
+    def _lay_out(self) -> None:
+        super()._lay_out()
+        n, rows = len(self.params), len(self.cohorts)
         self.device = local(self.params[0]).device
-        self.sizes = [numel(p) for p in self.params]
         with torch.no_grad(), on(self.device):
             self.fixed = table(self.addresses, self.sizes, [self.numbers * row for row in self.of_tensor], self.device)
             self.fresh = Fresh(n, rows * self.numbers, self.device)

@@ -11,7 +11,8 @@ The first step of a rule compiles its kernel, once per user and machine, and the
 cache, and then another process takes them with what the first has left. A step that compiles nothing leaves the
 cache as it was, file by file.
 
-SGD with momentum compiles two kernels: in its first step the velocity is made from the gradient, in all others it moves.
+SGD with momentum compiles two kernels: in its first step the velocity is made from the gradient, in all others it
+moves.
 """
 
 from __future__ import annotations
