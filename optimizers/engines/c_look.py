@@ -63,7 +63,7 @@ typedef struct {
     const int32_t *rows;
 } look;
 
-enum { DATA, DTYPE, DEVICE, DIM, SIZES, MOST = SIZES + 2 * 64, AHEAD = 16 };
+enum { DATA, DTYPE, DEVICE, DIM, SIZES, DIMENSIONS = 16, MOST = SIZES + 2 * DIMENSIONS, AHEAD = 16 };
 
 static int is_empty(const int64_t *row) {
     for (int64_t d = 0; d < row[DIM]; d++) if (row[SIZES + d] == 0) return 1;
@@ -84,11 +84,15 @@ static int find_facts(const look *l, handle tensor, int64_t *row) {
     int64_t *sizes, *strides;
     if (of->layout(tensor, &layout) || layout != 0) return 1;
     if (of->dtype(tensor, &dtype) || of->device_type(tensor, &device) || of->dim(tensor, row + DIM)) return 1;
+    if (row[DIM] > DIMENSIONS) return 1;
     if (of->sizes(tensor, &sizes) || of->strides(tensor, &strides) || of->data_ptr(tensor, row + DATA)) return 1;
     row[DTYPE] = dtype;
     row[DEVICE] = device;
-    memcpy(row + SIZES, sizes, 8 * row[DIM]);
-    memcpy(row + SIZES + row[DIM], strides, 8 * row[DIM]);
+    for (int64_t d = 0; d < row[DIM]; d++) {
+        row[SIZES + d] = sizes[d];
+        /* A dimension of 1 may have any stride. */
+        row[SIZES + row[DIM] + d] = sizes[d] == 1 ? 0 : strides[d];
+    }
     return row[DATA] == 0 && !is_empty(row);
 }
 
@@ -298,8 +302,10 @@ class CLook:
             functions = compiler.load_as(SOURCE, Questions)
         entries = (*names, *counts)
         kept = [state[name] for name in entries for state in states]
-        if any(t.is_inference() for t in (*params, *kept)) or any(type(s) is not dict for s in states):
+        if any(t.is_inference() for t in (*params, *kept)):
             raise NoCompiler("tensors made in inference mode have no versions that could be marked")
+        if any(type(state) is not dict for state in states):
+            raise NoCompiler("a state is not a dictionary")
         width = SIZES + 2 * max(t.dim() for t in (*params, *kept))
         places = (
             array("Q", map(functions.handle, params)),
@@ -322,13 +328,11 @@ class CLook:
         self.mark, self.mark_states = partial(functions.mark, at), partial(functions.mark_states, at)
         self._find_present = partial(functions.find_present, at)
         # Of one element a view that is negated later has no gaps by which to tell it.
-        self._single = [p for p in params if p.numel() == 1]
-        if self._single:
-            changed = self.gradients_changed
-            self.gradients_changed = lambda: changed() or self._is_some_negated()
-
-    def _is_some_negated(self) -> bool:
-        return any(p.grad is not None and p.grad.is_neg() for p in self._single)
+        changed, single = self.gradients_changed, [p for p in params if p.numel() == 1]
+        negated = partial(_is_some_negated, single)
+        self._is_some_negated = negated
+        if single:
+            self.gradients_changed = lambda: changed() or negated()
 
     def find_present(self) -> tuple[array[int], array[float]] | None:
         """
@@ -337,3 +341,7 @@ class CLook:
         present, counts = array("b", bytes(self._look.tensors)), array("f", bytes(4 * self._counted))
         changed = self._find_present(present.buffer_info()[0], counts.buffer_info()[0])
         return None if changed or self._is_some_negated() else (present, counts)
+
+
+def _is_some_negated(params: list[Tensor]) -> bool:
+    return any(p.grad is not None and p.grad.is_neg() for p in params)

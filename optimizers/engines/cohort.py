@@ -9,6 +9,9 @@ summary: Which parameters step together.
 Parameters may be handed to a rule together if the rule would do the same to each: same group, same count of steps, same
 kind of state. The count is each parameter's own, as in torch: one whose gradient was missing once is a step
 behind, corrects its bias accordingly, and so is in another cohort.
+
+Which of them have gradients may change at each step. [A launch](launch.html) knows those too that have none, and makes
+cohorts of the others.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from optimizers.engines.c_kernel import STORAGE
 from optimizers.engines.shard import is_plain, local, placed
@@ -176,6 +180,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool) -> str:
     """Why no kernel can take a parameter: the first thing that is in the way."""
+    if all(_is_simple(tensor, param) for tensor in (param, grad, *tensors.values())):
+        return ""
     if not is_plain(param):
         return f"the parameter is a {type(param).__name__}"
     others = {"gradient": grad, **{f"state {name!r}": tensor for name, tensor in tensors.items()}}
@@ -203,6 +209,19 @@ def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool
     if compute_dtype(param) not in (torch.float32, torch.float64):
         return f"the parameter has dtype {param.dtype}"
     return ""
+
+
+def _is_simple(tensor: Tensor, param: Tensor) -> bool:
+    """Whether nothing can be in the way: the commonest case, told quickly."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and tensor.dtype in STORAGE
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and tensor.device == param.device
+        and tensor.shape == param.shape
+        and not (tensor.is_neg() or tensor._is_zerotensor())
+    )
 
 
 def same_layout(one: Tensor, two: Tensor) -> bool:

@@ -8,7 +8,10 @@ summary: One kernel, and the tensors that it is called for.
 
 A kernel is called with the addresses of all its tensors and a row of numbers for each cohort. They are laid out once.
 At each step it is [looked](look.html) whether all is where it was, and what is new is put in its place: the addresses
-of the gradients and the numbers. Whatever is not as expected makes `ready` return False, before anything is written.
+of the gradients and the numbers. What is not as expected is found out before anything is written.
+
+On the CPU parameters are laid out too that have no gradient at the moment. When others have gradients than at the last
+step, which is common where parts of a network take turns, `regroup` makes new cohorts of them, and all else stays.
 
 How the kernel is called is up to the device: [by its address](c_launch.html) on the CPU, and [in the stream of
 the device](triton_launch.html) on a GPU.

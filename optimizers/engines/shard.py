@@ -20,9 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+_PLAIN = (Tensor, Parameter)
+
 
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a `DTensor`. Their module is slow to import, and without it there are none."""
+    if type(tensor) in _PLAIN:
+        return False
     module: Any = sys.modules.get("torch.distributed.tensor")
     return module is not None and type(tensor) is module.DTensor
 
@@ -39,7 +43,7 @@ def placed(tensor: Any) -> Any:
 
 def is_plain(tensor: Any) -> bool:
     """Whether what lies here is a tensor of torch's own, with memory that we may read and write."""
-    return type(local(tensor)) in (Tensor, Parameter)
+    return type(local(tensor)) in _PLAIN
 
 
 def cut_as(param: Any, tensor: Any) -> Any:

@@ -7,7 +7,7 @@ summary: Who steps, which reader runs the rule, and why.
 # The stepper
 
 A plan says which reader runs the rule for which cohorts. It is made at the first step and holds until something
-changes: a gradient goes missing, a parameter is added, a state is loaded. At each step first every job makes itself
+changes: a parameter is added, a gradient is sparse, a state is loaded. At each step first every job makes itself
 ready, which writes nothing; only then do they run. So a step that can't be done is not done by half.
 """
 
