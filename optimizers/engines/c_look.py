@@ -10,10 +10,10 @@ Where there are many small tensors, to look at them takes Python as long as the 
 is the price of asking: for the gradient, its dtype, its strides, its address. Here the same questions are asked
 in C, of all tensors in one call.
 
-torch has C functions for programs that are compiled once and run with its later versions, which tell everything about
-a tensor but its gradient. For that there is a method of its C++ core, which is called by its name in the library.
-Nothing here knows how a tensor lies in memory. Where an object of Python keeps its tensor is found out, by searching
-it for what `Tensor._cdata` says.
+torch has C functions for programs that are compiled once and run with its later versions. They tell nearly everything
+about a tensor. For its gradient, for what is negated or conjugated later, and to tell autograd of a change there are
+functions of its C++ core, which are called by their names in the library. Nothing here knows how a tensor lies in
+memory. Where an object of Python keeps its tensor is found out, by searching it for what `Tensor._cdata` says.
 
 Before any of it counts, it is tried on a parameter whose answers are known. If they are wrong, or a function is
 missing (as in torch before 2.9), Python [looks](look.html).
@@ -49,6 +49,7 @@ typedef struct {
     int32_t (*layout)(handle, int32_t *), (*dtype)(handle, int32_t *), (*device_type)(handle, int32_t *);
     int32_t (*dim)(handle, int64_t *), (*sizes)(handle, int64_t **), (*strides)(handle, int64_t **);
     int32_t (*data_ptr)(handle, int64_t *);
+    _Bool (*is_neg)(handle), (*is_conj)(handle);
 } functions;
 
 /* `facts` has a row for each parameter and its gradient in turns, then for the tensors of the states, entry by entry.
@@ -82,7 +83,7 @@ static int find_facts(const look *l, handle tensor, int64_t *row) {
     const functions *of = l->of_torch;
     int32_t layout, dtype, device;
     int64_t *sizes, *strides;
-    if (of->layout(tensor, &layout) || layout != 0) return 1;
+    if (of->layout(tensor, &layout) || layout != 0 || of->is_neg(tensor) || of->is_conj(tensor)) return 1;
     if (of->dtype(tensor, &dtype) || of->device_type(tensor, &device) || of->dim(tensor, row + DIM)) return 1;
     if (row[DIM] > DIMENSIONS) return 1;
     if (of->sizes(tensor, &sizes) || of->strides(tensor, &strides) || of->data_ptr(tensor, row + DATA)) return 1;
@@ -200,6 +201,8 @@ NAMES = (
     "PyDict_GetItemWithError",
     "aoti_torch_is_defined",
     *(f"aoti_torch_get_{what}" for what in ("layout", "dtype", "device_type", "dim", "sizes", "strides", "data_ptr")),
+    "_ZN2at6native6is_negERKNS_6TensorE",
+    "_ZN2at6native7is_conjERKNS_6TensorE",
 )
 
 
@@ -327,12 +330,6 @@ class CLook:
         self.states_changed = partial(functions.states_changed, at)
         self.mark, self.mark_states = partial(functions.mark, at), partial(functions.mark_states, at)
         self._find_present = partial(functions.find_present, at)
-        # Of one element a view that is negated later has no gaps by which to tell it.
-        changed, single = self.gradients_changed, [p for p in params if p.numel() == 1]
-        negated = partial(_is_some_negated, single)
-        self._is_some_negated = negated
-        if single:
-            self.gradients_changed = lambda: changed() or negated()
 
     def find_present(self) -> tuple[array[int], array[float]] | None:
         """
@@ -340,8 +337,4 @@ class CLook:
         """
         present, counts = array("b", bytes(self._look.tensors)), array("f", bytes(4 * self._counted))
         changed = self._find_present(present.buffer_info()[0], counts.buffer_info()[0])
-        return None if changed or self._is_some_negated() else (present, counts)
-
-
-def _is_some_negated(params: list[Tensor]) -> bool:
-    return any(p.grad is not None and p.grad.is_neg() for p in params)
+        return None if changed else (present, counts)

@@ -11,8 +11,8 @@ shape, or laid out differently; a parameter's memory may have been exchanged; st
 that trusts an old address then computes rubbish, or worse. So every step looks.
 
 The time that this takes decides the speed of small models, so plain tensors are looked at [in C](c_look.html). This
-page is for the others: shards of distributed tensors, complex ones, a torch that can't be asked from C. What Python
-does is written out for the case at hand, without inner loops.
+page is for the others: shards of distributed tensors, and a torch that can't be asked from C. What Python does is
+written out for the case at hand, without inner loops.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def look_at(
     table behind those of the parameters. A parameter that has no gradient at the moment has a negative number in
     `rows`. Raises `Unseen` where there are such, and Python has to look.
     """
-    if not is_distributed(params[0]) and not params[0].is_complex():
+    if not is_distributed(params[0]):
         try:
             return CLook(params, states, names, counts, table, rows)
         except NoCompiler as error:
@@ -124,10 +124,24 @@ class Look:
         increment_version(self._tensors)
 
 
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _names(known: str) -> list[str]:
+    return [f"{known}_{fact}" for fact in ("dtype", "shape", "stride")]
+
+
+def _differs(tensor: str, known: str) -> str:
+    checks = [f"{tensor}.{fact} != {known}_{fact.removesuffix('()')}" for fact in ("dtype", "shape", "stride()")]
+    # What is put off until somebody reads it, as by `imag` of a conjugate, is not in memory.
+    return " or ".join([*checks, *(f"{tensor}.{lazy}()" for lazy in ("is_neg", "is_conj", "_is_zerotensor"))])
+
+
 def _expected(param: Tensor) -> tuple[Any, ...]:
     """What is expected of a parameter and its gradient: a row for the function that `_gradient_looker` gives."""
     part, grad = local(param), local(param.grad)
-    return param, part.data_ptr(), grad.dtype, grad.numel(), part.stride(), grad.stride()
+    return param, part.data_ptr(), *_facts(part), *_facts(grad)
 
 
 def _gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
@@ -137,25 +151,13 @@ def _gradient_looker(params: list[Tensor]) -> Callable[[Any], list[int] | None]:
     The function gives the addresses of the gradients. It may raise `AttributeError`, `TypeError` or `RuntimeError`
     where a gradient is missing or sparse.
     """
-    checks = ["param.data_ptr() != at", "grad.dtype is not dtype", "grad.numel() != numel", "grad._is_zerotensor()"]
-    parts = list(map(local, params))
-    # Asking whether a tensor is contiguous is quicker than asking for its strides.
-    contiguous = all(p.is_contiguous() for p in parts)
-    if contiguous:
-        checks += ["not grad.is_contiguous()", "not param.is_contiguous()"]
-    else:
-        checks += ["grad.stride() != grad_stride", "param.stride() != stride"]
-    checks += ["grad.is_conj()"] if params[0].is_complex() else []
-    # Views that are negated later (of imaginary parts) have gaps, unless they have one element.
-    checks += ["grad.is_neg()"] if any(p.numel() == 1 for p in parts) else []
-    take_parts = _TAKE_PARTS if is_distributed(params[0]) else ""
     look: Callable[[Any], list[int] | None] = _compiled(f"""
 def look(rows):
     addresses = []
     append = addresses.append
-    for param, at, dtype, numel, stride, grad_stride in rows:
-        grad = param.grad{take_parts}
-        if {" or ".join(checks)}:
+    for {", ".join(["param", "at", *_names("own"), *_names("its")])} in rows:
+        grad = param.grad{_TAKE_PARTS if is_distributed(params[0]) else ""}
+        if param.data_ptr() != at or {_differs("param", "own")} or {_differs("grad", "its")}:
             return None
         append(grad.data_ptr())
     return addresses
@@ -174,7 +176,7 @@ _TAKE_PARTS = """
 def _expected_state(state: dict[str, Any], names: tuple[str, ...], scalars: tuple[str, ...]) -> tuple[Any, ...]:
     """What is expected of a state: a row for the function that `_state_looker` gives."""
     parts = [local(state[name]) for name in names]
-    tensors = (fact for part in parts for fact in (part.data_ptr(), part.stride()))
+    tensors = (fact for part in parts for fact in (part.data_ptr(), *_facts(part)))
     return state, *tensors, *(part for name in scalars for part in (state[name], state[name].data_ptr()))
 
 
@@ -185,16 +187,17 @@ def _state_looker(names: tuple[str, ...], scalars: tuple[str, ...], distributed:
     The tensors `names` must lie where they lay. The scalars must be the same objects, too; their values are the
     kernel's to look at. The function raises `KeyError` where one is missing.
     """
-    places = [part for i in range(len(names)) for part in (f"at_{i}", f"stride_{i}")]
-    cells = [part for i in range(len(scalars)) for part in (f"cell_{i}", f"place_{i}")]
     part = "._local_tensor" if distributed else ""
-    checks = [f"state[{name!r}]{part}.data_ptr() != at_{i}" for i, name in enumerate(names)]
-    checks += [f"state[{name!r}]{part}.stride() != stride_{i}" for i, name in enumerate(names)]
+    places = [name for i in range(len(names)) for name in (f"at_{i}", *_names(f"known_{i}"))]
+    cells = [name for i in range(len(scalars)) for name in (f"cell_{i}", f"place_{i}")]
+    takes = [f"part_{i} = state[{name!r}]{part}" for i, name in enumerate(names)]
+    checks = [f"part_{i}.data_ptr() != at_{i} or {_differs(f'part_{i}', f'known_{i}')}" for i in range(len(names))]
     checks += [f"state[{name!r}] is not cell_{i}" for i, name in enumerate(scalars)]
     checks += [f"cell_{i}.data_ptr() != place_{i}" for i in range(len(scalars))]
     look: Callable[[Any], bool] = _compiled(f"""
 def look(rows):
     for {", ".join(["state", *places, *cells])}, in rows:
+        {"; ".join(takes) or "pass"}
         if {" or ".join(checks) or "False"}:
             return False
     return True
