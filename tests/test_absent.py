@@ -160,6 +160,17 @@ def test_parameter_that_never_had_a_gradient_joins_with_a_plan_of_its_own():
     assert run.plans[-1] is run.plans[5]
 
 
+@pytest.mark.parametrize("idle", [1, 3, 4, 5, 40])
+def test_one_of_many_that_never_had_a_gradient_joins(idle):
+    for late in {0, idle // 2, idle - 1}:
+        run = Run(exact, params(idle + 2))
+        frozen = set(range(idle))
+        for t in range(6):
+            run.step(frozen if t < 3 else frozen - {late})
+        run.assert_alike()
+        assert run.new_plans == 1
+
+
 def test_absent_parameter_whose_memory_is_exchanged_comes_back_from_there():
     run = Run(exact, params()).step().step()
     run.step({3})

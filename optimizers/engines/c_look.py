@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -176,6 +177,12 @@ int states_changed(const look *l) {
     return 0;
 }
 
+/* Whether some parameter has a gradient. */
+int is_some_defined(const look *l) {
+    for (int64_t i = 0; i < l->tensors; i++) if (is_defined(l, grad_of(l, i))) return 1;
+    return 0;
+}
+
 /* Tell autograd what is written. */
 static int bump_versions(const look *l, const handle *tensors) {
     for (int64_t i = 0; i < l->tensors; i++)
@@ -193,6 +200,9 @@ int mark_states(const look *l) {
 
 #: Where a row of facts has the sizes.
 SIZES = 4
+
+#: So few parameters Python asks faster.
+FEW = 4
 
 #: What is asked of a tensor: `functions` in the source, by their names in torch's libraries.
 NAMES = (
@@ -249,9 +259,10 @@ class Questions:
         held = ctypes.PyDLL(library._name, handle=library._handle)
         self.note, self.mark, self.mark_states = held.note, held.mark, held.mark_states
         self.gradients_changed, self.states_changed = held.gradients_changed, held.states_changed
-        self.find_present = held.find_present
+        self.find_present, self.is_some_defined = held.find_present, held.is_some_defined
         for function in (self.note, self.mark, self.mark_states, self.gradients_changed, self.states_changed):
             function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
+        self.is_some_defined.argtypes, self.is_some_defined.restype = (ctypes.c_void_p,), ctypes.c_int
         self.find_present.argtypes, self.find_present.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
         self.table, self.offset = of_torch()
         with torch.inference_mode(False), CPU:
@@ -278,6 +289,12 @@ class Questions:
             raise NoCompiler("looking in C gives other answers than torch does")
 
 
+def questions() -> Questions:
+    """The C functions. Raises `NoCompiler`"""
+    of_torch()
+    return compiler.load_as(SOURCE, Questions)
+
+
 class CLook:
     """
     ## A look at parameters, gradients and states
@@ -300,9 +317,7 @@ class CLook:
         rows: array[int],
         functions: Questions | None = None,
     ) -> None:
-        if functions is None:
-            of_torch()
-            functions = compiler.load_as(SOURCE, Questions)
+        functions = functions or questions()
         entries = (*names, *counts)
         kept = [state[name] for name in entries for state in states]
         if any(t.is_inference() for t in (*params, *kept)):
@@ -338,3 +353,19 @@ class CLook:
         present, counts = array("b", bytes(self._look.tensors)), array("f", bytes(4 * self._counted))
         changed = self._find_present(present.buffer_info()[0], counts.buffer_info()[0])
         return None if changed else (present, counts)
+
+
+def gradient_finder(params: list[Tensor]) -> Callable[[], Any]:
+    """
+    ## What tells whether any of these parameters has a gradient
+
+    For those that have none at the moment, which may be a whole network that is frozen.
+    """
+    if len(params) >= FEW:
+        with suppress(NoCompiler):
+            functions = questions()
+            handles = array("Q", map(functions.handle, params))
+            look = Arguments(functions.table.buffer_info()[0], len(params), params=handles.buffer_info()[0])
+            at, held = ctypes.addressof(look), (look, handles, params)
+            return lambda: held and functions.is_some_defined(at)
+    return lambda: any(p.grad is not None for p in params)

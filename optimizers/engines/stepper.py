@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimizers.engines.c_look import gradient_finder
 from optimizers.engines.cohort import Cohort, Counts, adopt, gather, states_of, wish
 from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.eager import step_foreach, step_single
@@ -123,7 +124,8 @@ class Plan:
         self._not_in_graphs_of, self._why_host = next((d for d in devices if d.type == "cuda"), None), why_host
         self._params = [p for g in rule.param_groups for p in g["params"]]
         stepping = {id(p) for job in jobs for p in job.params}
-        self._idle = [p for p in self._params if id(p) not in stepping]
+        idle = [p for p in self._params if id(p) not in stepping]
+        self._has_idle_gradient = gradient_finder(idle) if idle else None
         self._states = list(states_of(rule).values())
 
     def ready(self, rule: Any, scaling: Scaling | None) -> bool:
@@ -134,7 +136,7 @@ class Plan:
         params = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
             return False
-        if self._idle and any(p.grad is not None for p in self._idle):
+        if self._has_idle_gradient is not None and self._has_idle_gradient():
             return False
         if rule._state_is_known:
             states = states_of(rule).values()
