@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import optimizers
 from optimizers import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
+from optimizers.engines import compiler
+from optimizers.engines.launch import Launch
 from tests import helpers
 from tests.helpers import same, same_state
 
@@ -270,6 +272,96 @@ def test_step_that_is_refused_leaves_all_as_it_was():
     assert same(before, helpers.values(run.ps))
     run.fused.param_groups[0]["lr"] = 0.1
     run.step().assert_alike()
+
+
+@pytest.mark.parametrize("count", [float("nan"), float("inf")])
+def test_step_that_fails_on_a_count_is_forgotten(count):
+    """The next one must not go on with half of what that one has found out."""
+    run = Run(exact, params()).step().step()
+    count_of = run.fused.state[run.ps[1]]["step"]
+    run.step()
+    kept, before = count_of.clone(), helpers.values(run.ps)
+    count_of.fill_(count)
+    run.ps[0].grad = None
+    with pytest.raises((ValueError, OverflowError)):
+        run.fused.step()
+    count_of.copy_(kept)
+    for p in run.ps:
+        p.grad = None
+    run.fused.step()
+    assert same(before, helpers.values(run.ps))
+    run.step().step({2}).assert_alike()
+
+
+def test_step_that_is_interrupted_is_forgotten(monkeypatch):
+    run = Run(exact, params()).step().step()
+    before = helpers.values(run.ps)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Launch, "_arrange", interrupt)
+        run.ps[0].grad = None
+        with pytest.raises(KeyboardInterrupt):
+            run.fused.step()
+    assert same(before, helpers.values(run.ps))
+    run.fused.zero_grad()
+    run.fused.step()
+    assert same(before, helpers.values(run.ps))
+    run.step().step({2}).assert_alike()
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("wrong", [{"lr": "much"}, {"lr": None}, {"amsgrad": True}], ids=str)
+def test_what_is_wrong_with_a_group_that_does_not_step_is_its_own_affair(fused, wrong):
+    ps = params()
+    optimizer = Adam([{"params": ps[:3]}, {"params": ps[3:]}], fused=fused)
+    for t in range(6):
+        for i, p in enumerate(ps):
+            p.grad = None if t > 1 and (i > 2 or i == t % 3) else torch.ones_like(p)
+        if t == 2:
+            optimizer.param_groups[1].update(wrong)
+            optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in ps] == [5, 5, 4, 2, 2, 2]
+
+
+def test_parameter_that_is_moved_to_another_group_while_it_is_absent_has_its_options():
+    def make(ps):
+        return Counting([{"params": ps[:3], "lr": 0.1}, {"params": ps[3:], "lr": 0.2}], {}, lr=0.1)
+
+    run = Run(make, params()).step().step().step({2})
+    for optimizer in (run.fused, run.plain):
+        first, second = optimizer.param_groups
+        second["params"].insert(0, first["params"].pop())
+    run.step().step({2}).step().assert_alike()
+
+
+@pytest.mark.parametrize("reader", [{}, PLAIN], ids=["fused", "plain"])
+def test_state_of_a_parameter_that_does_not_step_is_left_as_it_is(reader):
+    ps = params(3)
+    optimizer = Counting(ps, dict(reader), lr=0.1)
+    for p in ps:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    ps[0].grad = ps[1].grad = None
+    optimizer.state[ps[0]]["step"] = 3
+    optimizer.state[ps[1]]["step"].fill_(float("nan"))
+    optimizer.step()
+    assert optimizer.state[ps[0]]["step"] == 3
+    assert type(optimizer.state[ps[0]]["step"]) is int
+    assert optimizer.state[ps[1]]["step"].isnan()
+    assert int(optimizer.state[ps[2]]["step"]) == 2
+
+
+def test_no_compiler_is_called_where_no_kernel_is_wanted(monkeypatch):
+    monkeypatch.setattr(compiler, "load_as", lambda *_: pytest.fail("nobody asked for a kernel"))
+    ps = params(8)
+    optimizer = Adam(ps, foreach=True)
+    ps[0].grad = torch.ones_like(ps[0])
+    for _ in range(2):
+        optimizer.step()
 
 
 def test_schedule_reaches_those_that_come_back():

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from optimizers.engines import compiler
 from optimizers.engines.compiler import NoCompiler
@@ -50,7 +51,7 @@ typedef struct {
     int32_t (*layout)(handle, int32_t *), (*dtype)(handle, int32_t *), (*device_type)(handle, int32_t *);
     int32_t (*dim)(handle, int64_t *), (*sizes)(handle, int64_t **), (*strides)(handle, int64_t **);
     int32_t (*data_ptr)(handle, int64_t *);
-    _Bool (*is_neg)(handle), (*is_conj)(handle);
+    _Bool (*is_neg)(handle), (*is_conj)(handle), (*is_inference)(handle);
 } functions;
 
 /* `facts` has a row for each parameter and its gradient in turns, then for the tensors of the states, entry by entry.
@@ -85,6 +86,8 @@ static int find_facts(const look *l, handle tensor, int64_t *row) {
     int32_t layout, dtype, device;
     int64_t *sizes, *strides;
     if (of->layout(tensor, &layout) || layout != 0 || of->is_neg(tensor) || of->is_conj(tensor)) return 1;
+    /* It has no version that could be told to autograd. */
+    if (of->is_inference(tensor)) return 1;
     if (of->dtype(tensor, &dtype) || of->device_type(tensor, &device) || of->dim(tensor, row + DIM)) return 1;
     if (row[DIM] > DIMENSIONS) return 1;
     if (of->sizes(tensor, &sizes) || of->strides(tensor, &strides) || of->data_ptr(tensor, row + DATA)) return 1;
@@ -213,6 +216,7 @@ NAMES = (
     *(f"aoti_torch_get_{what}" for what in ("layout", "dtype", "device_type", "dim", "sizes", "strides", "data_ptr")),
     "_ZN2at6native6is_negERKNS_6TensorE",
     "_ZN2at6native7is_conjERKNS_6TensorE",
+    "_ZN2at6native12is_inferenceERKNS_6TensorE",
 )
 
 
@@ -239,7 +243,8 @@ def of_torch() -> tuple[array[int], int]:
         found = [getattr(ctypes.pythonapi if name.startswith("Py") else library, name) for name in NAMES]
     except (OSError, AttributeError) as error:
         raise NoCompiler(f"torch {torch.__version__} lacks a function: {error}") from None
-    tensor = torch.empty(0, device=CPU)
+    with _disable_current_modes():
+        tensor = torch.empty(0, device=CPU)
     words = range(0, Tensor.__basicsize__ - 7, 8)
     offsets = [word for word in words if ctypes.c_uint64.from_address(id(tensor) + word).value == tensor._cdata]
     if len(offsets) != 1:
@@ -265,28 +270,36 @@ class Questions:
         self.is_some_defined.argtypes, self.is_some_defined.restype = (ctypes.c_void_p,), ctypes.c_int
         self.find_present.argtypes, self.find_present.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
         self.table, self.offset = of_torch()
-        with torch.inference_mode(False), CPU:
-            self._try()
+        try:
+            # Whatever mode somebody is in, of fake tensors say, this is tried on real ones.
+            with _disable_current_modes(), torch.inference_mode(False), CPU:
+                right = self._is_right()
+        except Exception as error:
+            raise NoCompiler(f"looking in C could not be tried: {error}") from error
+        if not right:
+            raise NoCompiler("looking in C gives other answers than torch does")
 
     def handle(self, tensor: Tensor) -> int:
         """Where the object keeps the pointer to its tensor."""
         return id(tensor) + self.offset
 
-    def _try(self) -> None:
+    def _is_right(self) -> bool:
         param, state, table = torch.zeros(3, 2).t().requires_grad_(), {"m": torch.zeros(2, 3)}, array("Q", [0, 0])
         param.grad = torch.zeros_like(param)
-        version = param._version
+        versions = param._version, state["m"]._version
         look = CLook([param], [state], ("m",), (), table, array("i", [0]), self)
         look.mark()
-        wrong = [look.gradients_changed(), look.states_changed()]
-        wrong += [table[1] != param.grad.data_ptr(), param._version != version + 1]
-        param.grad = torch.zeros(2, 3)
-        right = [look.gradients_changed()]
-        param.grad = None
+        look.mark_states()
+        same = [not look.gradients_changed(), not look.states_changed(), table[1] == param.grad.data_ptr()]
+        same += [param._version == versions[0] + 1, state["m"]._version == versions[1] + 1]
+        present = [list(found[0]) if (found := look.find_present()) else None]
+        changed = []
+        others = (torch.zeros(2, 3), torch.zeros_like(param)._neg_view(), torch.zeros(2, 3).to_sparse(), None)
+        for param.grad in others:
+            changed.append(look.gradients_changed())
+        present += [list(found[0]) if (found := look.find_present()) else None]
         state["m"] = torch.zeros(2, 3)
-        right += [look.gradients_changed(), look.states_changed()]
-        if any(wrong) or not all(right):
-            raise NoCompiler("looking in C gives other answers than torch does")
+        return all([*same, *changed, look.states_changed(), present == [[1], [0]]])
 
 
 def questions() -> Questions:
@@ -320,8 +333,6 @@ class CLook:
         functions = functions or questions()
         entries = (*names, *counts)
         kept = [state[name] for name in entries for state in states]
-        if any(t.is_inference() for t in (*params, *kept)):
-            raise NoCompiler("tensors made in inference mode have no versions that could be marked")
         if any(type(state) is not dict for state in states):
             raise NoCompiler("a state is not a dictionary")
         width = SIZES + 2 * max(t.dim() for t in (*params, *kept))
@@ -339,7 +350,9 @@ class CLook:
         self._counted = len(counts) * len(params)
         at = ctypes.addressof(self._look)
         if functions.note(at):
-            raise NoCompiler("something about the tensors could not be found out from C")
+            raise NoCompiler(
+                "a tensor was made in inference mode, or something else about it can't be found out from C"
+            )
         # They are called at every step, so without a method between.
         self.gradients_changed = partial(functions.gradients_changed, at)
         self.states_changed = partial(functions.states_changed, at)
@@ -355,13 +368,13 @@ class CLook:
         return None if changed else (present, counts)
 
 
-def gradient_finder(params: list[Tensor]) -> Callable[[], Any]:
+def gradient_finder(params: list[Tensor], from_c: bool) -> Callable[[], Any]:
     """
     ## What tells whether any of these parameters has a gradient
 
     For those that have none at the moment, which may be a whole network that is frozen.
     """
-    if len(params) >= FEW:
+    if from_c and len(params) >= FEW:
         with suppress(NoCompiler):
             functions = questions()
             handles = array("Q", map(functions.handle, params))

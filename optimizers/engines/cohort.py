@@ -10,14 +10,15 @@ Parameters may be handed to a rule together if the rule would do the same to eac
 kind of state. The count is each parameter's own, as in torch: one whose gradient was missing once is a step
 behind, corrects its bias accordingly, and so is in another cohort.
 
-Which of them have gradients may change at each step. [A launch](launch.html) knows those too that have none, and makes
-cohorts of the others.
+Which of them have gradients may change at each step. On the CPU [a launch](launch.html) also holds those that have none
+at the moment, and makes new cohorts when they come back.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -28,7 +29,18 @@ from torch.nn import Parameter
 
 from optimizers.engines.c_kernel import STORAGE
 from optimizers.engines.shard import is_plain, local, placed
-from optimizers.engines.state import CPU, compute_dtype, imagined_state, new_state, real_dtype, settle_scalars
+from optimizers.engines.state import (
+    CPU,
+    compute_dtype,
+    imagined_state,
+    is_settled,
+    new_state,
+    real_dtype,
+    settle_scalars,
+)
+
+#: What lists of torch don't take either.
+LAZY = "a lazily negated or conjugated view"
 
 
 @dataclass
@@ -74,53 +86,88 @@ def gather(rule: Any, dry: bool = False, on_device: Callable[[Any, Tensor], bool
 
     Raises `RuntimeError` for a sparse gradient where the rule can't take one. New parameters get their state,
     which `adopt` puts in its place. A `dry` run is for looking: every parameter counts as having a gradient.
-    `on_device` tells of a group and a parameter whether its numbers are the device's. Last come the cohorts that are
-    `absent`.
+    `on_device` tells of a group and a parameter whether its numbers are the device's.
     """
     cohorts: dict[Any, Cohort] = {}
-    everyone = [(i, p) for i, g in enumerate(rule.param_groups) for p in g["params"]]
-    active = [(i, p) for i, p in everyone if dry or p.grad is not None]
+    active = [(i, p) for i, g in enumerate(rule.param_groups) for p in g["params"] if dry or p.grad is not None]
     if rule.sparse_error and any(p.grad is not None and p.grad.is_sparse for _, p in active):
         raise RuntimeError(rule.sparse_error)
     shared = _share_memory([p for _, p in active])
-    waiting = [] if len(active) == len(everyone) else [(i, p) for i, p in everyone if p.grad is None]
-    if waiting and _share_memory([p for _, p in everyone]):
-        waiting = []
     # A parameter may be there twice (torch warns of it). It then steps twice, with one state.
     states = states_of(rule)
     met: dict[int, list[dict[str, Any]]] = {}
-    for index, param in (*active, *waiting):
-        absent = not dry and param.grad is None
+    for index, param in active:
         group, grad = rule.param_groups[index], param if param.grad is None else param.grad
         turns = met.setdefault(id(param), [])
         state = turns[0] if turns else states.get(param)
         if not state:
-            # Whoever has never stepped has none yet.
-            state = {} if absent else (imagined_state if dry else new_state)(rule, group, param)
+            state = (imagined_state if dry else new_state)(rule, group, param)
         turns.append(state)
-        tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in rule.scalar_state}
-        obstacle = "parameters share memory" if shared else _obstacle(param, grad, tensors, dry)
-        if absent and obstacle:
-            continue
+        obstacle = "parameters share memory" if shared else _obstacle(param, grad, _tensors(rule, state), dry)
         there = on_device is not None and not obstacle and on_device(group, param)
         if not (dry and there):
             settle_scalars(rule, state, param.device if there else CPU)
-        # To ask a device for a number is to wait for it.
-        known = {} if there else state
-        scalars = {name: as_number(name, known.get(name, 0.0)) for name in rule.scalar_state if name in state}
-        others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
-        dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
-        mesh = (placed(param) or (None,))[0]
-        memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout, mesh)
-        kind = (*memory, obstacle, dtypes, tuple(scalars), repr(others), there)
-        key = (index, tuple(scalars.items()), kind, len(turns), absent)
-        if key not in cohorts:
-            tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
-            about = (obstacle, grad.is_sparse, shared, tensor_hypers, there, absent)
-            cohorts[key] = Cohort(index, kind, tuple(tensors), scalars, others, *about)
-        cohorts[key].params.append(param)
-        cohorts[key].states.append(state)
+        _join(cohorts, rule, index, param, state, obstacle=obstacle, shared=shared, there=there, turn=len(turns))
     return list(cohorts.values())
+
+
+def gather_absent(rule: Any, may_wait: Callable[[Any, Tensor], bool]) -> list[Cohort]:
+    """
+    ## Those that have no gradients at the moment
+
+    `may_wait` tells of a group and a parameter whether a launch could hold it. Nothing is changed or refused here: who
+    isn't ready to step as it is has no part in it.
+    """
+    states, cohorts, waiting = states_of(rule), dict[Any, Cohort](), list[Tensor]()
+    active = [p for g in rule.param_groups for p in g["params"] if p.grad is not None]
+    stateless = not any(states.get(p) for p in active)
+    for index, group in enumerate(rule.param_groups):
+        for param in group["params"]:
+            state = states.get(param) or {}
+            if param.grad is not None or not (state or stateless) or not may_wait(group, param):
+                continue
+            if is_settled(rule, state) and not _obstacle(param, param, _tensors(rule, state), dry=False):
+                # A count may be no number.
+                with suppress(ValueError, OverflowError):
+                    _join(cohorts, rule, index, param, state, absent=True)
+                    waiting.append(param)
+    return [] if waiting and _share_memory([*active, *waiting]) else list(cohorts.values())
+
+
+def _tensors(rule: Any, state: dict[str, Any]) -> dict[str, Tensor]:
+    return {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in rule.scalar_state}
+
+
+def _join(
+    cohorts: dict[Any, Cohort],
+    rule: Any,
+    index: int,
+    param: Tensor,
+    state: dict[str, Any],
+    *,
+    obstacle: str = "",
+    shared: bool = False,
+    there: bool = False,
+    absent: bool = False,
+    turn: int = 1,
+) -> None:
+    """Put a parameter into the cohort of its kind."""
+    grad, tensors = param if param.grad is None else param.grad, _tensors(rule, state)
+    # To ask a device for a number is to wait for it.
+    known = {} if there else state
+    scalars = {name: as_number(name, known.get(name, 0.0)) for name in rule.scalar_state if name in state}
+    others = {n: v for n, v in state.items() if n not in tensors and n not in scalars}
+    dtypes = tuple((name, tensor.dtype) for name, tensor in tensors.items())
+    mesh = (placed(param) or (None,))[0]
+    memory = (param.dtype, param.device, grad.dtype, type(param), grad.layout, mesh)
+    kind = (*memory, obstacle, dtypes, tuple(scalars), repr(others), there)
+    key = (index, tuple(scalars.items()), kind, turn)
+    if key not in cohorts:
+        tensor_hypers = any(map(_has_tensor, rule.param_groups[index].values()))
+        about = (obstacle, grad.is_sparse, shared, tensor_hypers, there, absent)
+        cohorts[key] = Cohort(index, kind, tuple(tensors), scalars, others, *about)
+    cohorts[key].params.append(param)
+    cohorts[key].states.append(state)
 
 
 def adopt(rule: Any, cohorts: list[Cohort]) -> None:
@@ -201,7 +248,7 @@ def _obstacle(param: Tensor, grad: Tensor, tensors: dict[str, Tensor], dry: bool
         if not same_layout(tensor, param):
             return f"the {what} has strides {tensor.stride()}, the parameter has {param.stride()}"
         if tensor.is_neg() or tensor.is_conj():
-            return f"the {what} is a lazily negated or conjugated view"
+            return f"the {what} is {LAZY}"
         if tensor._is_zerotensor():
             return f"the {what} is of zeros that lie nowhere"
         if tensor.device != param.device and not dry:

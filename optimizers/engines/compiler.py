@@ -84,7 +84,7 @@ def load_as(source: str, bind: Callable[[Any], Bound]) -> Bound:
     """
     ### What `bind` makes of the library of a C source
 
-    It raises `AttributeError` where the library lacks a function.
+    Raises `NoCompiler`, also where `bind` raises `AttributeError` because the library lacks a function.
     """
     if source not in _loaded:
         environment = (source, *(os.environ.get(name, "") for name in ("CC", "PATH", "OPTIMIZERS_CACHE_DIR")))
@@ -115,13 +115,13 @@ def _open(path: Path, bind: Callable[[Any], Bound]) -> Bound:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
+        raise NoCompiler(f"the compiled library can't be loaded: {error}") from error
     try:
         return bind(library)
     except AttributeError as error:
         # While it is open, the loader would give it for whatever is put in its place.
         _ctypes.dlclose(library._handle)
-        raise NoCompiler(f"the compiled kernel can't be loaded: {error}") from error
+        raise NoCompiler(f"the compiled library can't be loaded: {error}") from error
 
 
 # ## The compiler

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -64,11 +65,12 @@ class FusedJob:
         first = cohorts[0]
         leaves = ("param", "grad", *first.names)
         self.tape = tapes.setdefault(leaves, Tape(leaves))
-        self._groups, self._wish = sorted({cohort.group for cohort in cohorts}), wish(rule, first)
+        self._wish = wish(rule, first)
         self._view = self.tape.state(first.others)
         self._names = tuple(first.scalars)
         self._only_count = self._names == ("step",)
-        self._take(cohorts)
+        stepping, waiting = ([c for c in cohorts if c.absent == absent] for absent in (False, True))
+        self._take(stepping)
         nodes, numbers, _ = self._read(rule, scale)
         try:
             array("d", numbers)
@@ -76,15 +78,22 @@ class FusedJob:
             raise Unrecordable(f"a number of the rule is not one: {error}") from error
         # Cohorts whose readings agree share a launch.
         together: dict[Node, list[Cohort]] = {}
-        for absent in (False, True):
-            for node, cohort in zip(nodes, cohorts, strict=True):
-                if cohort.absent == absent and (node in together or not absent):
-                    together.setdefault(node, []).append(cohort)
-        self.launches, make = [], launcher(first)
-        for node, some in together.items():
-            stepping, absent_ones = ([c for c in some if c.absent == absent] for absent in (False, True))
-            self.launches.append(make(rule, self.tape.program(node), stepping, dry, absent_ones))
+        for node, cohort in zip(nodes, stepping, strict=True):
+            together.setdefault(node, []).append(cohort)
+        make, absent_by_node = launcher(first), dict[Node, list[Cohort]]()
+        for cohort in waiting if make.takes_absent else ():
+            # What is wrong with one that doesn't step is nobody's concern yet.
+            with suppress(Exception):
+                self._take([cohort])
+                (node,), numbers, _ = self._read(rule, scale)
+                array("d", numbers)
+                absent_by_node.setdefault(node, []).append(cohort)
+        self.launches = [
+            make(rule, self.tape.program(node), some, dry, absent_by_node.get(node, ()))
+            for node, some in together.items()
+        ]
         self._nodes = list(together)
+        self._groups = sorted({c.group for node in together for c in (*together[node], *absent_by_node.get(node, ()))})
         self._take_launches()
         #: The cohorts whose numbers could be the device's.
         self.movable = self.cohorts if make.has_numbers else []

@@ -166,14 +166,15 @@ class Launch:
         for i, (here, home) in enumerate(zip(present, self._homes, strict=True)):
             if here:
                 together.setdefault((home.group, *counts[i :: len(present)]), []).append(i)
-        cohorts, self.of_tensor[:] = [], array("i", [-1]) * len(present)
+        cohorts, rows = [], array("i", [-1]) * len(present)
         for row, ((_, *values), members) in enumerate(together.items()):
             scalars = {name: as_number(name, value) for name, value in zip(self.counts, values, strict=True)}
             cohorts.append(cohort := copy(self._homes[members[0]]))
             cohort.scalars, cohort.absent = scalars, False
             cohort.params, cohort.states = [self.params[i] for i in members], [self.states[i] for i in members]
             for i in members:
-                self.of_tensor[i] = row
+                rows[i] = row
+        self.of_tensor[:] = rows
         self._arrange(cohorts)
         return True
 

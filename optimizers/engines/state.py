@@ -124,6 +124,11 @@ def settle_scalars(rule: Any, state: dict[str, Any], device: torch.device = CPU)
             state[name] = scalar_tensor(value).to(device)
 
 
+def is_settled(rule: Any, state: dict[str, Any]) -> bool:
+    """Whether the scalars of a state have that form."""
+    return all(_is_scalar_tensor(state[name], CPU) for name in rule.scalar_state if name in state)
+
+
 def _is_scalar_tensor(value: Any, device: torch.device) -> bool:
     return type(value) is Tensor and value.dtype == torch.float32 and value.dim() == 0 and value.device == device
 

@@ -7,7 +7,8 @@ summary: Who steps, which reader runs the rule, and why.
 # The stepper
 
 A plan says which reader runs the rule for which cohorts. It is made at the first step and holds until something
-changes: a parameter is added, a gradient is sparse, a state is loaded. At each step first every job makes itself
+changes: a parameter is added, a gradient is sparse, a state is loaded, or other gradients are missing than before and
+no [launch](launch.html) holds their parameters. At each step first every job makes itself
 ready, which writes nothing; only then do they run. So a step that can't be done is not done by half.
 """
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from optimizers.engines.c_look import gradient_finder
-from optimizers.engines.cohort import Cohort, Counts, adopt, gather, states_of, wish
+from optimizers.engines.cohort import LAZY, Cohort, Counts, adopt, gather, gather_absent, states_of, wish
 from optimizers.engines.compiler import NoCompiler
 from optimizers.engines.eager import step_foreach, step_single
 from optimizers.engines.functional import step_functional
@@ -125,16 +126,20 @@ class Plan:
         self._params = [p for g in rule.param_groups for p in g["params"]]
         stepping = {id(p) for job in jobs for p in job.params}
         idle = [p for p in self._params if id(p) not in stepping]
-        self._has_idle_gradient = gradient_finder(idle) if idle else None
+        fused = any(hasattr(job, "launches") for job in jobs)
+        self._has_idle_gradient = gradient_finder(idle, from_c=fused) if idle else None
+        self._sizes = [len(g["params"]) for g in rule.param_groups]
         self._states = list(states_of(rule).values())
 
     def ready(self, rule: Any, scaling: Scaling | None) -> bool:
-        """### Whether the same parameters step as before; every job is then prepared"""
+        """### Whether the plan holds for this step; every job is then prepared"""
         if self._not_in_graphs_of is not None:
             self.refuse_capture(rule)
         groups = rule.param_groups
         params = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+            return False
+        if len(groups) > 1 and [len(g["params"]) for g in groups] != self._sizes:
             return False
         if self._has_idle_gradient is not None and self._has_idle_gradient():
             return False
@@ -204,14 +209,15 @@ class Stepper:
                 _refuse_capture(rule) if plan is None else plan.refuse_capture(rule)
                 if scaling.is_skipped:
                     return
+        # Whatever is interrupted, by an error or by hand, is not to be trusted.
+        self._plan = None
         try:
             if plan is not None and plan.ready(rule, scaling):
-                if not plan.run(rule):
-                    self._plan = None
+                if plan.run(rule):
+                    self._plan = plan
                 return
         except (Unrecordable, NoCompiler):
             pass
-        self._plan = None
         plan = self._make(rule, scaling)
         if scaling is not None and (plan.grows or not plan.on_device) and scaling.is_skipped:
             # What a step adds to the states is not there if the device leaves it out.
@@ -228,6 +234,7 @@ class Stepper:
         cohorts = gather(rule, dry, partial(self._is_on_device, scaling is not None))
         if not dry:
             adopt(rule, cohorts)
+            cohorts += gather_absent(rule, _may_wait)
         jobs: list[FusedJob | EagerJob] = []
         for everyone in _together(rule, cohorts):
             together = [cohort for cohort in everyone if not cohort.absent]
@@ -273,7 +280,7 @@ class Stepper:
         group, reader = rule.param_groups[cohort.group], "single"
         if group["differentiable"]:
             reader = "functional"
-        elif group["foreach"] is not False and not cohort.sparse and not cohort.shared:
+        elif group["foreach"] is not False and not (cohort.sparse or cohort.shared or cohort.obstacle.endswith(LAZY)):
             try:
                 read_once(rule, cohort, tape_of(cohort))
                 reader = "foreach"
@@ -307,6 +314,12 @@ def _refuse_capture(rule: Any) -> None:
             f"{type(rule).__name__} is not ready to be captured in a CUDA graph: take a step or two before, with "
             "gradients for the same parameters, on a side stream, as torch's notes on CUDA graphs say"
         )
+
+
+def _may_wait(group: dict[str, Any], param: Tensor) -> bool:
+    """Whether a launch could hold a parameter that has no gradient."""
+    device = local(param).device.type
+    return not _unwanted(group) and device in LAUNCHES and LAUNCHES[device].takes_absent
 
 
 def _unwanted(group: dict[str, Any]) -> str:
