@@ -431,4 +431,5 @@ def test_only_so_many_steps_are_captured_without_one_outside(gpu):
             optimizer.step()
     assert same(here(ps), before)
     optimizer.step()
+    launch = optimizer._stepper._plan.jobs[0].launches[0]
     assert len(launch._spares) == device_launch.SPARES
