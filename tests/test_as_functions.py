@@ -440,6 +440,7 @@ def run_counting(rule, compiled, number, **options):
     return frames
 
 
+@pytest.mark.slow
 @smooth_classes
 def test_count_is_compiled_once_for_all_numbers(rule, compiled):
     frames = run_counting(rule, compiled, int, fullgraph=True)

@@ -673,6 +673,7 @@ def test_second_process_compiles_nothing(cache, tmp_path):
     assert len(libraries(cache)) == LIBRARIES
 
 
+@pytest.mark.slow
 def test_many_processes_that_start_at_once_agree_and_leave_one_library_of_each(cache):
     """Each is held until all have loaded torch; all that is left to them is to compile and to step."""
     processes = [start() for _ in range(8)]

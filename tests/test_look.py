@@ -53,7 +53,7 @@ def _can_ask():
 
 
 needs_c = pytest.mark.skipif(not _can_ask(), reason="this torch can't be asked from C")
-all_looks = pytest.mark.parametrize("kind", [pytest.param("c", marks=needs_c), "python"])
+all_looks = pytest.mark.parametrize("kind", [pytest.param("c", marks=needs_c), pytest.param("python", marks=pytest.mark.slow)])
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def looking(kind):
         yield
 
 
-@pytest.fixture(params=[pytest.param("c", marks=needs_c), "python"])
+@pytest.fixture(params=[pytest.param("c", marks=needs_c), pytest.param("python", marks=pytest.mark.slow)])
 def kind(request):
     with looking(request.param):
         yield request.param

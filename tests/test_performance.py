@@ -113,6 +113,7 @@ def test_a_picture_can_be_drawn_of_rows_with_missing_columns(tmp_path):
 # The page
 
 
+@pytest.mark.slow
 def test_the_page_has_what_was_measured_and_nothing_else(capsys, tmp_path):
     path = tmp_path / "speed.md"
     arguments = ["--rows", "1x128", "--seconds", "0.1", "--page", str(path)]

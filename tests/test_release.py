@@ -138,6 +138,7 @@ def test_differentiable_optimizer_is_refused():
         release_gradients(Adam(network().parameters(), differentiable=True))
 
 
+@pytest.mark.slow
 def test_peak_of_memory_is_lower_by_most_of_the_gradients():
     layers, width = 16, 1024
     usual, released = (memory._elsewhere("SGD", layers, width, release) for release in (False, True))

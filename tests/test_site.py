@@ -187,12 +187,14 @@ def test_html_in_notes_is_shown_not_done():
     assert "&lt;script&gt;" in render("<script>alert(1)</script> `<b>`").html
 
 
+@pytest.mark.slow
 @needs_katex
 def test_two_builds_are_the_same_bytes(tmp_path):
     one, two = Site().render(), Site().render()
     assert one == two
 
 
+@pytest.mark.slow
 @needs_katex
 def test_a_build_replaces_an_older_one_and_nothing_else(tmp_path):
     out = tmp_path / "site"

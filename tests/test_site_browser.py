@@ -277,6 +277,7 @@ def test_every_source_line_appears_exactly_once(site, page):
     assert dict(shown) == {line: source[line] for line in code}
 
 
+@pytest.mark.slow
 def test_html_is_valid(site):
     """
     What the configuration turns off is KaTeX's: it has `class ="…"` in its MathML, and sets the heights of its boxes by
@@ -450,6 +451,7 @@ def test_axe_finds_no_violation_in_both_themes(tab, page):
         assert not violations(window, theme), theme
 
 
+@pytest.mark.slow
 def test_axe_finds_no_violation_in_results_and_on_a_telephone(reader):
     window = reader(viewport=NARROW).open("radam.html")
     window.fill("#search", "momentum")

@@ -537,6 +537,7 @@ def test_kernel_of_every_rule_compiles_for_a_gpu(rule, dtype, mode, compiled):
     assert_compiles(compiled(source), mode)
 
 
+@pytest.mark.slow
 @modes
 @pytest.mark.parametrize("name", ["adam", "radam", "sgd-momentum"])
 def test_kernel_compiles_for_a_gpu(name, mode, compiled):
