@@ -53,7 +53,9 @@ def _can_ask():
 
 
 needs_c = pytest.mark.skipif(not _can_ask(), reason="this torch can't be asked from C")
-all_looks = pytest.mark.parametrize("kind", [pytest.param("c", marks=needs_c), pytest.param("python", marks=pytest.mark.slow)])
+all_looks = pytest.mark.parametrize(
+    "kind", [pytest.param("c", marks=needs_c), pytest.param("python", marks=pytest.mark.slow)]
+)
 
 
 @contextmanager
