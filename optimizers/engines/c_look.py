@@ -266,9 +266,8 @@ class Questions:
         self.gradients_changed, self.states_changed = held.gradients_changed, held.states_changed
         self.find_present, self.is_some_defined = held.find_present, held.is_some_defined
         for function in (self.note, self.mark, self.mark_states, self.gradients_changed, self.states_changed):
-            function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
-        self.is_some_defined.argtypes, self.is_some_defined.restype = (ctypes.c_void_p,), ctypes.c_int
-        self.find_present.argtypes, self.find_present.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
+            function.argtypes = (ctypes.c_void_p,)
+        self.is_some_defined.argtypes, self.find_present.argtypes = (ctypes.c_void_p,), (ctypes.c_void_p,) * 3
         self.table, self.offset = of_torch()
         try:
             # Whatever mode somebody is in, of fake tensors say, this is tried on real ones.
